@@ -56,9 +56,12 @@ def build() -> pmui.Page:
 
 
 def release(page: pmui.Page) -> None:
-    """Lets go of a page whose session has ended: pmui ties each one to Panel's process-wide `busy`, which would keep it."""
+    """Lets go of a page whose session has ended: pmui ties each one to Panel's process-wide `busy`, which would keep it.
+
+    Only another tie undoes that one, so the page is tied to itself.
+    """
     with edit_readonly(page):
-        page.busy = False
+        page.busy = page.param.contextbar_open
 
 
 def html(content: str = "", sheets: tuple[str, ...] = (), **params: Any) -> pn.pane.HTML:
