@@ -2,60 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from core import __version__
-from core.errors import ConfigError, RewardscopeError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Open a reward model like a book: features, decompositions and linked views of preference pairs.",
-)
-out = Console()
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines, no progress bars.")]
-RunName = Annotated[str | None, typer.Argument(help="Name or folder of a run; the only one there is when left out.")]
-Runs = Annotated[Path | None, typer.Option("--runs", help="Folder that holds the runs (default: ./runs).")]
-
-
-def _command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns expected failures into one sentence on standard error and exit code 1 (2 for a wrong configuration)."""
-
-    @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except ConfigError as error:
-            _fail(error, kwargs, 2)
-        except RewardscopeError as error:
-            _fail(error, kwargs, 1)
-        except KeyboardInterrupt:
-            typer.echo("Stopped; finished parts are kept and the same command goes on from there.", err=True)
-            raise typer.Exit(1) from None
-
-    return wrapped
-
-
-def _fail(error: Exception, kwargs: dict[str, Any], code: int) -> None:
-    if kwargs.get("as_json"):
-        typer.echo(json.dumps({"error": str(error)}))
-    typer.echo(f"rewardscope: {error}", err=True)
-    raise typer.Exit(code)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+from core.commands.common import AsJson, RunName, Runs, app, command, out, plain, print_json
 
 
 @app.callback(invoke_without_command=True)
@@ -68,7 +23,7 @@ def top(
 
 
 @app.command()
-@_command
+@command
 def build(
     config: Annotated[Path, typer.Argument(help="YAML file that describes the run (docs/configuration.md).")],
     runs: Runs = None,
@@ -82,7 +37,7 @@ def build(
 
 
 @app.command()
-@_command
+@command
 def demo(runs: Runs = None, as_json: AsJson = False) -> None:
     """Build the demo run from nothing: the built-in pairs through the embedded model."""
     from core.config import load_config
@@ -99,14 +54,14 @@ def _build(config: Any, as_json: bool) -> None:
     result = run_build(config, Silent() if as_json else RichProgress())
     facts = _summary(result.folder, result.manifest)
     if as_json:
-        _print_json({"unchanged": result.unchanged, **facts})
+        print_json({"unchanged": result.unchanged, **facts})
         return
     typer.echo("Nothing has changed; the run is as it was." if result.unchanged else f"Published {result.folder}.")
     _print_summary(facts)
 
 
 @app.command()
-@_command
+@command
 def info(run: RunName = None, runs: Runs = None, as_json: AsJson = False) -> None:
     """Say what a run is: model, data, SAE, head, held-out accuracy and health."""
     from core.runs import find_run
@@ -115,7 +70,7 @@ def info(run: RunName = None, runs: Runs = None, as_json: AsJson = False) -> Non
     folder = find_run(run, runs)
     facts = _summary(folder, read_manifest(folder))
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
         _print_summary(facts)
 
@@ -134,7 +89,7 @@ def _print_summary(facts: dict[str, Any]) -> None:
 
 
 @app.command()
-@_command
+@command
 def score(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the user said.")],
     answer: Annotated[list[str], typer.Option("--answer", "-a", help="An answer; give the option again for more.")],
@@ -175,7 +130,7 @@ def score(
             }
         )
     if as_json:
-        _print_json({"run": scorer.manifest.name, "pooling": scorer.head.pooling, "answers": results})
+        print_json({"run": scorer.manifest.name, "pooling": scorer.head.pooling, "answers": results})
         return
     for result in results:
         table = Table(title=f"reward {result['reward']:+.4f}", title_justify="left", caption=None)
@@ -183,21 +138,14 @@ def score(
         table.add_column("contribution", justify="right")
         table.add_column("label")
         for entry in result["contributions"]:
-            table.add_row(str(entry["feature"]), f"{entry['contribution']:+.4f}", _plain(entry["label"] or "no label"))
+            table.add_row(str(entry["feature"]), f"{entry['contribution']:+.4f}", plain(entry["label"] or "no label"))
         table.add_row("", f"{result['other']['contribution']:+.4f}", f"other ({result['other']['features']} features)")
-        out.print(_plain(result["answer"]), style="dim", highlight=False)
+        out.print(plain(result["answer"]), style="dim", highlight=False)
         out.print(table)
 
 
-def _plain(text: str) -> Any:
-    """Text from data, shown as it is: no markup, no control characters that could drive the terminal."""
-    from rich.text import Text
-
-    return Text("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
 @app.command()
-@_command
+@command
 def doctor(
     run: RunName = None,
     runs: Runs = None,
@@ -211,21 +159,21 @@ def doctor(
 
     report = examine(run, runs, fetch=fetch)
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
     else:
         table = Table(show_header=False, box=None, pad_edge=False)
         for check in report.checks:
             mark = {"ok": "[green]ok[/green]", "missing": "[yellow]--[/yellow]", "failed": "[red]failed[/red]"}[
                 check.state
             ]
-            table.add_row(mark, f"[bold]{check.name}[/bold]", _plain(check.detail))
+            table.add_row(mark, f"[bold]{check.name}[/bold]", plain(check.detail))
         out.print(table)
     if report.failed:
         raise typer.Exit(1)
 
 
 @app.command()
-@_command
+@command
 def export(
     target: Annotated[Path, typer.Argument(help="New folder to write into.")],
     run: Annotated[str | None, typer.Option("--run", help="Name or folder of the run.")] = None,
@@ -249,13 +197,13 @@ def export(
     else:
         written = export_tables(folder, target, tables=table, format=format)
     if as_json:
-        _print_json({"target": str(target), "files": written})
+        print_json({"target": str(target), "files": written})
     else:
         typer.echo(f"Wrote {len(written)} files, {sum(written.values()) / 1e6:.1f} MB, to {target}.")
 
 
 @app.command()
-@_command
+@command
 def serve(
     runs: Annotated[
         Path | None, typer.Argument(help="Folder that holds the runs (default: ./runs, else the demo run).")

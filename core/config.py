@@ -116,6 +116,64 @@ class HeadConfig(Section):
     seed: int = 0
 
 
+class RewardTrainingConfig(Section):
+    """How a reward model is trained with the Bradley-Terry loss (core/rewards/train)."""
+
+    scope: Literal["head", "lora", "full"] = "lora"
+    layers: int | None = Field(None, ge=1)
+    """Keep only this many decoder blocks of the base model; `None` keeps all."""
+    epochs: float = Field(1.0, gt=0)
+    learning_rate: float | None = Field(None, gt=0)
+    """`None` takes the scope's default (core/rewards/train)."""
+    batch: int = Field(8, ge=1)
+    """Pairs in one optimiser step."""
+    max_length: int | None = Field(None, ge=16)
+    """Tokens of prompt and answer kept while training, the start is cut; `None` means model.max_length."""
+    lora_rank: int = Field(16, ge=1)
+    seed: int = 0
+
+
+class RewardModelConfig(Section):
+    """What the reward model is: the head on the SAE's features (SARM), or an ordinary one the SAE stands beside (SAFER)."""
+
+    kind: Literal["head", "classifier"] = "head"
+    """`classifier`: `model.name` is a sequence-classification checkpoint with one output, or is trained to be one."""
+    train: RewardTrainingConfig | None = None
+    """Train the classifier from the causal model `model.name` on the run's training pairs first."""
+
+    @model_validator(mode="after")
+    def _train_a_classifier(self) -> RewardModelConfig:
+        if self.train is not None and self.kind != "classifier":
+            raise ValueError("train is for kind: classifier; the head on features is always fitted")
+        return self
+
+
+class SalienceConfig(Section):
+    """Which features separate chosen from rejected answers (core/salience)."""
+
+    poolings: tuple[Literal["last", "mean", "max", "boundary_sum"], ...] = ("last", "mean", "max", "boundary_sum")
+    columns: tuple[str, ...] | None = None
+    """Label columns of the pairs that make slices beside domain and category; `None` takes all with 2 to 20 values."""
+    min_active: int = Field(30, ge=1)
+    """Features active in fewer pairs of a slice are not tested."""
+    draws: int = Field(1000, ge=100)
+    """Sign-flip draws for every feature."""
+    seed: int = 0
+
+
+class ImpactConfig(Section):
+    """The curves a run shows before anyone asks for others (core/impact)."""
+
+    set_size: int = Field(32, ge=1)
+    """Features of the default set: the highest |s| on the training pairs, as SAFER takes them, without ratings."""
+    poison: tuple[float, ...] = (0.005, 0.01, 0.025, 0.05)
+    denoise: tuple[float, ...] = (0.02, 0.04, 0.06, 0.08, 0.10)
+    seeds: int = Field(5, ge=1)
+    """Random plans behind each band."""
+    bootstrap: int = Field(1000, ge=100)
+    seed: int = 0
+
+
 class FeaturesConfig(Section):
     """What is computed about every feature (core/features)."""
 
@@ -137,7 +195,10 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     sae: SaeConfig = SaeConfig()
     head: HeadConfig = HeadConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
     features: FeaturesConfig = FeaturesConfig()
+    salience: SalienceConfig = SalienceConfig()
+    impact: ImpactConfig = ImpactConfig()
 
     @property
     def folder(self) -> Path:

@@ -20,7 +20,7 @@ from dashboard.parts.chips import chips_html, notices_html, rail_html
 from dashboard.parts.help import SHORTCUTS_HTML
 from dashboard.parts.jump import Jump, find_anything
 from dashboard.parts.run_quality import about_html, strip_html
-from dashboard.state import AppState, bind_to_url, from_query
+from dashboard.state import VIEWS, AppState, bind_to_url, from_query
 from dashboard.theme import LOGO, PAGE_SX, THEME_CONFIG, sheet
 from dashboard.views.features import FeaturesView
 
@@ -252,11 +252,11 @@ class App:
             elif state.notices:
                 state.notices = []
             else:
-                state.param.update(**{"feature" if state.view == "features" else "pair": None})
+                state.param.update(**{"pair" if state.view == "pairs" else "feature": None})
         elif key == "r":
             state.reveal = not state.reveal
-        elif key in "12":
-            state.view = ("features", "pairs")[int(key) - 1]
+        elif key in "1234":
+            state.view = VIEWS[int(key) - 1]
         elif state.view in self._views:
             self._views[state.view].step(1 if key in ("j", "ArrowDown") else -1)
 
@@ -287,9 +287,17 @@ class App:
 def _make_view(name: str, state: AppState, reader: RunReader) -> View:
     if name == "features":
         return FeaturesView(state, reader)
-    from dashboard.views.pairs import PairsView
+    if name == "pairs":
+        from dashboard.views.pairs import PairsView
 
-    return PairsView(state, reader)
+        return PairsView(state, reader)
+    if name == "salience":
+        from dashboard.views.salience import SalienceView
+
+        return SalienceView(state, reader)
+    from dashboard.views.impact import ImpactView
+
+    return ImpactView(state, reader)
 
 
 def _failed(text: str, what: str = "This run cannot be shown.") -> pn.pane.HTML:

@@ -12,11 +12,16 @@ import param
 
 from core.store.feature_queries import BY_SIZE, CLUSTER_NONE, FILTER_COLUMNS, SORT_COLUMNS, FeatureFilter
 
-VIEWS = ("features", "pairs")
+VIEWS = ("features", "pairs", "salience", "impact")
 SIGNS = ("any", "raises", "lowers")
 VERDICTS = ("any", "right", "wrong")
 TOKEN_MODES = ("feature", "total")
 MAP_COLOURS = ("weight", "cluster")
+POOLINGS = ("last", "mean", "max", "boundary_sum")
+VOLCANO_AXES = ("effect", "effect_size", "s")
+DIRECTIONS = ("poison", "denoise")
+ACTIONS = ("flip", "drop")
+STRATEGIES = ("set", "random", "margin", "loss", "length")
 PAIR_SORTS = ("index", "margin", "-margin")
 
 Range = tuple[float | None, float | None]
@@ -45,6 +50,20 @@ class AppState(param.Parameterized):
     ranges = param.Dict({}, doc="{column: (low, high)}, None = open end; columns of FILTER_COLUMNS.")
     lasso = param.ClassSelector(default=(), class_=tuple, doc="Polygon ((x, y), ...) in map coordinates; () = none.")
     map_colour = param.Selector(default="weight", objects=list(MAP_COLOURS))
+
+    # Salience and Impact views
+    slice = param.String("all", doc="Which pairs salience is computed on: 'all' or column=value.")
+    pooling = param.Selector(default="mean", objects=list(POOLINGS))
+    length_control = param.Boolean(False, doc="Show effects at equal length.")
+    volcano = param.Selector(
+        default="effect_size", objects=list(VOLCANO_AXES), doc="Horizontal axis of the volcano plot."
+    )
+    set_name = param.String("", doc="The open safety set, 'name' or 'name@version'; '' = the run's default set.")
+    direction = param.Selector(default="poison", objects=list(DIRECTIONS))
+    action = param.Selector(default="flip", objects=list(ACTIONS))
+    strategy = param.Selector(default="set", objects=list(STRATEGIES))
+    ratio = param.Number(0.05, bounds=(0, 0.5), doc="Share of the training pairs that is changed.")
+    impact_domain = param.String("all", doc="Held-out domain whose curve is drawn large.")
 
     # Pairs view
     pair_search = param.String("", doc="Words looked for in prompts and answers.")
@@ -167,6 +186,13 @@ def _one_of(options: tuple[str, ...]) -> Callable[[str], str]:
     return decode
 
 
+def _ratio(text: str) -> float:
+    value = _number(text)
+    if value is None or not 0 <= value <= 0.5:
+        raise ValueError("a share from 0 to 0.5")
+    return value
+
+
 def _flag(text: str) -> bool:
     return _one_of(("0", "1"))(text) == "1"
 
@@ -240,6 +266,16 @@ URL: dict[str, UrlKey] = {
     "ranges": UrlKey("range", _encode_ranges, _decode_ranges),
     "lasso": UrlKey("lasso", _encode_lasso, _decode_lasso),
     "map_colour": UrlKey("map", _text, _one_of(MAP_COLOURS)),
+    "slice": UrlKey("slice", _text, _text),
+    "pooling": UrlKey("pool", _text, _one_of(POOLINGS)),
+    "length_control": UrlKey("len", _flag_text, _flag),
+    "volcano": UrlKey("axis", _text, _one_of(VOLCANO_AXES)),
+    "set_name": UrlKey("set", _text, _text),
+    "direction": UrlKey("dir", _text, _one_of(DIRECTIONS)),
+    "action": UrlKey("act", _text, _one_of(ACTIONS)),
+    "strategy": UrlKey("strategy", _text, _one_of(STRATEGIES)),
+    "ratio": UrlKey("ratio", format_number, _ratio),
+    "impact_domain": UrlKey("on", _text, _text),
     "pair_search": UrlKey("pq", _text, _text),
     "domain": UrlKey("domain", _text, _text),
     "category": UrlKey("category", _text, _text),

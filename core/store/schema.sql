@@ -29,7 +29,8 @@ CREATE TABLE response (
     n_boundary   UINTEGER NOT NULL,  -- sentence-boundary tokens among them
     token_start  UBIGINT NOT NULL,   -- first row in the token arrays
     truncated    BOOLEAN NOT NULL,   -- the answer was cut at max_length
-    reward       DOUBLE NOT NULL
+    reward       DOUBLE NOT NULL,    -- of the feature head: the sum of its contributions
+    model_reward DOUBLE              -- of the ordinary reward model the SAE stands beside; NULL when the head is the model
 );
 
 CREATE TABLE activation (            -- ordered by response_id, feature_id
@@ -90,17 +91,34 @@ CREATE TABLE band (                  -- where a feature's quantile bands lie
     share        DOUBLE NOT NULL     -- share of its active answers in the interval
 );
 
-CREATE TABLE salience (
+CREATE TABLE salience (              -- ordered by slice, pooling, feature_id; one unit = one prompt (core/salience)
     feature_id   UINTEGER NOT NULL,
-    slice        VARCHAR NOT NULL,
-    pooling      VARCHAR NOT NULL,
-    s            DOUBLE,
-    effect       DOUBLE,
-    ci_low       DOUBLE,
+    slice        VARCHAR NOT NULL,   -- 'all', or column=value: 'split=train', 'domain=privacy', 'category=..', 'request=harmful'
+    pooling      VARCHAR NOT NULL,   -- 'last', 'mean', 'max', 'boundary_sum'
+    n_pairs      UINTEGER NOT NULL,  -- pairs in the slice
+    n_prompts    UINTEGER NOT NULL,  -- prompts in the slice
+    n_active     UINTEGER NOT NULL,  -- pairs of the slice in which it is active in at least one answer
+    chosen_sum   DOUBLE NOT NULL,    -- sum of its positive pooled values over chosen answers (SAFER's h+)
+    rejected_sum DOUBLE NOT NULL,    -- and over rejected answers (h-)
+    s            DOUBLE,             -- SAFER's salience (h+ - h-) / (h+ + h- + C)
+    effect       DOUBLE,             -- mean over prompts of the mean chosen - rejected difference, activation units
+    ci_low       DOUBLE,             -- 95 % interval of the effect, clustered by prompt
     ci_high      DOUBLE,
-    p            DOUBLE,
-    q            DOUBLE,
-    effect_length_adjusted DOUBLE
+    effect_size  DOUBLE,             -- effect / standard deviation of the prompts' differences
+    p            DOUBLE,             -- sign-flip permutation p; NULL = not tested (n_active < 30)
+    q            DOUBLE,             -- Benjamini-Hochberg over all tested features of the slice and pooling
+    p_family     DOUBLE,             -- p against the largest statistic of any feature in the slice (max null)
+    effect_length_adjusted DOUBLE,   -- the effect at equal length of both answers
+    adjusted_low DOUBLE,             -- its 95 % interval
+    adjusted_high DOUBLE,
+    p_adjusted   DOUBLE,
+    q_adjusted   DOUBLE,
+    auc          DOUBLE,             -- chance that the chosen answer has more of it than the rejected one, ties one half
+    auc_low      DOUBLE,
+    auc_high     DOUBLE,
+    effect_first DOUBLE,             -- effect on either half of the prompts
+    effect_second DOUBLE,
+    replication  VARCHAR             -- 'replicated', 'not replicated'; NULL = not significant on the first half
 );
 
 CREATE TABLE neighbour (             -- ordered by feature_id, kind, rank
@@ -135,6 +153,10 @@ CREATE TABLE label (
     detection_low DOUBLE,            -- 95 % interval
     detection_high DOUBLE,
     detection_n  UINTEGER,           -- held-out contexts behind the score
+    fuzzing_score DOUBLE,            -- balanced accuracy at telling rightly from wrongly marked tokens; NULL = not tested
+    fuzzing_low  DOUBLE,
+    fuzzing_high DOUBLE,
+    fuzzing_n    UINTEGER,
     model        VARCHAR NOT NULL
 );
 
@@ -149,13 +171,39 @@ CREATE TABLE evaluation (
     note         VARCHAR NOT NULL    -- how it was measured, one line
 );
 
-CREATE TABLE impact (
-    plan         VARCHAR NOT NULL,
-    strategy     VARCHAR NOT NULL,
-    ratio        DOUBLE NOT NULL,
+CREATE TABLE impact (                -- the run's own set and every baseline, refitted when the run was built
+    plan         VARCHAR NOT NULL,   -- the plan's id
+    direction    VARCHAR NOT NULL,   -- 'poison' or 'denoise'
+    action       VARCHAR NOT NULL,   -- 'flip' or 'drop'
+    strategy     VARCHAR NOT NULL,   -- 'set', 'random', 'margin', 'loss', 'length'; 'none' = nothing changed
+    ratio        DOUBLE NOT NULL,    -- share of the training pairs that is changed
     seed         UINTEGER NOT NULL,
-    domain       VARCHAR NOT NULL,
+    domain       VARCHAR NOT NULL,   -- of the held-out pairs; 'all' = every one
+    n            UINTEGER NOT NULL,  -- held-out pairs
+    n_prompts    UINTEGER NOT NULL,
     accuracy     DOUBLE,
+    accuracy_low DOUBLE,             -- 95 % interval, prompts drawn with replacement
+    accuracy_high DOUBLE,
     mean_margin  DOUBLE,
+    margin_low   DOUBLE,
+    margin_high  DOUBLE,
+    accuracy_change DOUBLE,          -- against the head fitted on unchanged pairs
+    change_low   DOUBLE,             -- its 95 % interval, paired
+    change_high  DOUBLE,
     kind         VARCHAR NOT NULL    -- 'preview' or 'retrained'
+);
+
+CREATE TABLE causal (                -- what taking a feature away does to margins, beside what attribution says
+    feature_id   UINTEGER NOT NULL,
+    method       VARCHAR NOT NULL,   -- 'head' (weight to 0, exact) or 'residual' (upper layers run again, SAE error kept)
+    n_pairs      UINTEGER NOT NULL,  -- pairs measured, in all of which it is active
+    n_prompts    UINTEGER NOT NULL,
+    attribution  DOUBLE,             -- mean attribution to the margin over these pairs
+    effect       DOUBLE,             -- mean margin with it minus without it
+    ci_low       DOUBLE,             -- 95 %, clustered by prompt
+    ci_high      DOUBLE,
+    random_low   DOUBLE,             -- middle 95 % of the same over random features matched on density and |w|
+    random_high  DOUBLE,
+    n_random     UINTEGER NOT NULL,
+    verdict      VARCHAR NOT NULL    -- 'verified' or 'correlated only'; a feature without a row was not checked
 );

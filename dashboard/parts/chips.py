@@ -10,6 +10,8 @@ from dashboard.state import URL, AppState, format_number
 ICONS = {
     "features": '<circle cx="6" cy="7" r="2.2"/><circle cx="15" cy="5.5" r="1.6"/><circle cx="17" cy="14" r="2.6"/><circle cx="8" cy="16" r="1.8"/>',
     "pairs": '<rect x="3" y="4" width="7.5" height="14" rx="1.5"/><rect x="12.5" y="4" width="7.5" height="14" rx="1.5"/>',
+    "salience": '<path d="M3 18.5h17M11.5 18.5v-15" fill="none" stroke="currentColor" stroke-width="1.6"/><circle cx="6" cy="7" r="1.9"/><circle cx="9" cy="14" r="1.3"/><circle cx="14" cy="13" r="1.3"/><circle cx="17.5" cy="6" r="1.9"/>',
+    "impact": '<path d="M3 5c5 1 8 3 10 6s4 5 7 6M3 5c6 0 12 1 17 3" fill="none" stroke="currentColor" stroke-width="1.8"/><circle cx="13" cy="11" r="1.9"/>',
 }
 COLUMN_NAMES = {
     "weight": "weight",
@@ -48,7 +50,8 @@ def chips_html(state: AppState, reader: RunReader | None) -> str:
         with reader.cursor() as cursor:
             rows = pair_row(cursor, state.pair)
         chips.append(_chip(state, "pair", f"Pair {rows['pair_index'][0] if len(rows) else state.pair}"))
-    chips += _feature_filters(state) if state.view == "features" else _pair_filters(state)
+    filters = {"features": _feature_filters, "pairs": _pair_filters}.get(state.view)
+    chips += filters(state) if filters else []
     hint = '<span class="rs-muted rs-small">Nothing selected, no filters. Press <kbd>?</kbd> for keys.</span>'
     return f'<div class="chips" role="group" aria-label="Selection and filters">{"".join(chips) or hint}</div>'
 

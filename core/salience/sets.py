@@ -1,0 +1,113 @@
+"""Safety sets from salience thresholds and from ratings (SAFER section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from core.errors import DataError
+from core.store.sets import FeatureSet
+
+
+def set_by_salience(
+    salience: pl.DataFrame,
+    *,
+    name: str,
+    sae: str,
+    size: int | None = None,
+    order: str = "s",
+    max_q: float | None = None,
+    min_effect_size: float | None = None,
+    length_adjusted: bool = False,
+    slice: str = "split=train",
+    pooling: str = "boundary_sum",
+) -> FeatureSet:
+    """A set from salience thresholds: S+ where the sign is positive, S- where it is negative.
+
+    Args:
+        salience: rows of one slice and pooling of the table `salience`.
+        size: keep the `size` largest |order|; None keeps all that pass.
+        order: 's' (SAFER ranks by |s| before it splits by sign), 'effect_size' or 'effect'.
+        max_q: only features with q at most this; those not tested are left out.
+        min_effect_size: only features with |effect_size| at least this.
+        length_adjusted: judge q and the sign by the length-adjusted effect.
+
+    Raises:
+        DataError: no feature passes.
+    """
+    q, sign = ("q_adjusted", "effect_length_adjusted") if length_adjusted else ("q", order)
+    rows = salience.filter(pl.col(order).is_not_null() & pl.col(sign).is_not_null() & (pl.col(sign) != 0))
+    if max_q is not None:
+        rows = rows.filter(pl.col(q).is_not_null() & (pl.col(q) <= max_q))
+    if min_effect_size is not None:
+        rows = rows.filter(pl.col("effect_size").abs() >= min_effect_size)
+    rows = rows.sort(pl.col(order).abs(), "feature_id", descending=[True, False])
+    if size is not None:
+        rows = rows.head(size)
+    if rows.is_empty():
+        raise DataError(f"No feature of slice {slice!r} passes these thresholds; loosen them.")
+    how = {
+        "method": "salience",
+        "slice": slice,
+        "pooling": pooling,
+        "order": order,
+        "size": size,
+        "max_q": max_q,
+        "min_effect_size": min_effect_size,
+        "length_adjusted": length_adjusted,
+    }
+    return _by_sign(rows, sign, name, sae, how)
+
+
+def set_by_rating(
+    salience: pl.DataFrame,
+    ratings: pl.DataFrame,
+    *,
+    name: str,
+    sae: str,
+    min_rating: int = 5,
+    candidates: int = 256,
+    size: int | None = 32,
+    slice: str = "split=train",
+    pooling: str = "boundary_sum",
+) -> FeatureSet:
+    """SAFER's set: of the `candidates` highest |s|, those rated `min_rating` or more; the first `size` of them by |s|.
+
+    A feature without a rating is left out: missing is never a rating (the public code keeps such features).
+
+    Args:
+        salience: rows of one slice and pooling.
+        ratings: feature_id, safety_rating (NULL = missing).
+
+    Raises:
+        DataError: no rated feature passes.
+    """
+    rated = ratings.filter(pl.col("safety_rating").is_not_null() & (pl.col("safety_rating") >= min_rating))
+    ranked = salience.filter(pl.col("s").is_not_null() & (pl.col("s") != 0))
+    ranked = ranked.sort(pl.col("s").abs(), "feature_id", descending=[True, False]).head(candidates)
+    rows = ranked.join(rated.select("feature_id").unique(), on="feature_id", how="semi", maintain_order="left")
+    if size is not None:
+        rows = rows.head(size)
+    if rows.is_empty():
+        raise DataError(
+            f"None of the {candidates} most salient features has a safety rating of {min_rating} or more; "
+            "rate them with `rewardscope label`, lower the rating, or choose the set by salience."
+        )
+    how = {
+        "method": "rating",
+        "slice": slice,
+        "pooling": pooling,
+        "min_rating": min_rating,
+        "candidates": candidates,
+        "size": size,
+        "rated": int(ratings["safety_rating"].is_not_null().sum()),
+    }
+    return _by_sign(rows, "s", name, sae, how)
+
+
+def _by_sign(rows: pl.DataFrame, column: str, name: str, sae: str, how: dict[str, Any]) -> FeatureSet:
+    ids, positive = rows["feature_id"].to_list(), (rows[column] > 0).to_list()
+    plus = [f for f, up in zip(ids, positive, strict=True) if up]
+    minus = [f for f, up in zip(ids, positive, strict=True) if not up]
+    return FeatureSet(name, tuple(plus), tuple(minus), sae, how)
