@@ -152,13 +152,19 @@ def pick_device(wanted: str) -> torch.device:
     return device
 
 
-def load_backbone(path: Path, layer: int, *, dtype: str = "bfloat16", device: str = "auto") -> Backbone:
-    """Loads the first `layer` blocks of a model folder, and its tokenizer.
+def load_backbone(
+    path: Path, layer: int | None, *, dtype: str = "bfloat16", device: str = "auto", final_norm: bool = False
+) -> Backbone:
+    """Loads the first `layer` blocks of a model folder (a causal model or a sequence classifier), and its tokenizer.
+
+    Args:
+        layer: how many blocks; None keeps all.
+        final_norm: keep the model's final norm, so that `forward` gives what its own head reads.
 
     Raises:
         ModelError: not a decoder transformers knows, fewer layers than asked, or weights missing for a kept block.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel
 
     _register()
     where = pick_device(device)
@@ -169,10 +175,11 @@ def load_backbone(path: Path, layer: int, *, dtype: str = "bfloat16", device: st
         raise ModelError(f"{path} does not hold a model configuration transformers knows: {_first(error)}") from None
     # A vision-language checkpoint keeps its language model one level down.
     renamed = {r"^(model\.)?language_model\.(model\.)?": ""} if config.get_text_config() is not config else None
+    layer = config.get_text_config().num_hidden_layers if layer is None else layer
     config = cut_config(config.get_text_config(), layer)
+    tokenizer = load_tokenizer(path)
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             model, report = AutoModel.from_pretrained(
                 path,
                 config=config,
@@ -185,21 +192,53 @@ def load_backbone(path: Path, layer: int, *, dtype: str = "bfloat16", device: st
             )
         except (ValueError, OSError, KeyError, RuntimeError) as error:
             raise ModelError(f"The model in {path} cannot be loaded: {_first(error)}") from None
-    lost = sorted(key for key in report["missing_keys"] if not key.startswith("norm."))
+    lost = sorted(key for key in report["missing_keys"] if final_norm or not key.startswith("norm."))
     if lost or report.get("mismatched_keys"):
         raise ModelError(
             f"The weights in {path} do not fit its config.json: {len(lost)} tensors are missing "
             f"(first: {lost[0] if lost else report['mismatched_keys']}); nothing is guessed."
         )
-    return wrap_backbone(model, tokenizer, layer, where, torch_dtype)
+    return wrap_backbone(model, tokenizer, layer, where, torch_dtype, final_norm=final_norm)
 
 
-def wrap_backbone(model: Any, tokenizer: Any, layer: int, device: torch.device, dtype: torch.dtype) -> Backbone:
-    """Takes the final norm out of a base model that already has only `layer` blocks."""
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in a model folder.
+
+    Raises:
+        ModelError: there is none transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"The tokenizer in {path} cannot be loaded: {_first(error)}") from None
+
+
+def context_length(path: Path) -> int:
+    """The longest sequence the model in a folder was made for, from its configuration.
+
+    Raises:
+        ModelError: not a configuration transformers knows.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{path} does not hold a model configuration transformers knows: {_first(error)}") from None
+    return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+
+
+def wrap_backbone(
+    model: Any, tokenizer: Any, layer: int, device: torch.device, dtype: torch.dtype, *, final_norm: bool = False
+) -> Backbone:
+    """Takes the final norm, unless it is to stay, out of a base model that already has only `layer` blocks."""
     _register()
     if not isinstance(getattr(model, "norm", None), nn.Module):
         raise ModelError(f"{type(model).__name__} has no final `norm`, so its residual stream cannot be read here.")
-    model.norm = nn.Identity()
+    if not final_norm:
+        model.norm = nn.Identity()
     model.config._attn_implementation = PACKED
     model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Backbone(model, tokenizer, layer, device, dtype)

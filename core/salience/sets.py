@@ -10,6 +10,11 @@ from core.errors import DataError
 from core.store.sets import FeatureSet
 
 
+DEFAULT_NAME = "top by |s|"
+DEFAULT_SLICE, DEFAULT_POOLING = "split=train", "boundary_sum"
+"""Where sets are taken from when nothing else is said: the pairs a plan may change, and SAFER's sums."""
+
+
 def set_by_salience(
     salience: pl.DataFrame,
     *,
@@ -58,6 +63,22 @@ def set_by_salience(
         "length_adjusted": length_adjusted,
     }
     return _by_sign(rows, sign, name, sae, how)
+
+
+def default_set(salience: pl.DataFrame, *, sae: str, size: int = 32) -> FeatureSet:
+    """The set a run shows before anyone makes one: SAFER's `size` highest |s| on the training pairs, without ratings.
+
+    Args:
+        salience: the table `salience`, or any part of it with the slice 'split=train'.
+
+    Raises:
+        DataError: salience has no such slice (a run whose pairs are all held out).
+    """
+    rows = salience.filter(slice=DEFAULT_SLICE)
+    poolings = rows["pooling"].unique().to_list()
+    pooling = DEFAULT_POOLING if DEFAULT_POOLING in poolings or not poolings else sorted(poolings)[0]
+    rows = rows.filter(pooling=pooling)
+    return set_by_salience(rows, name=DEFAULT_NAME, sae=sae, size=size, slice=DEFAULT_SLICE, pooling=pooling)
 
 
 def set_by_rating(

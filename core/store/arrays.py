@@ -35,6 +35,8 @@ class RunArrays:
         last, mean, max, boundary_sum: float32 [nnz], the four poolings.
         states: float32 [n_responses, 4, d] or None: raw hidden state pooled by last and by mean, then the SAE's
             reconstruction of it pooled the same way. Absent in shipped runs.
+        final: float32 [n_responses, d] or None: the ordinary reward model's final-layer, final-norm state at the last
+            token, which its scalar head reads. None where the feature head is the model.
         latents: M, the number of features.
     """
 
@@ -53,6 +55,7 @@ class RunArrays:
     boundary_sum: np.ndarray
     states: np.ndarray | None
     latents: int
+    final: np.ndarray | None = None
 
     @property
     def n_responses(self) -> int:
@@ -88,8 +91,8 @@ def load_arrays(folder: Path) -> RunArrays:
     loaded: dict[str, Any] = {}
     for field in fields(RunArrays):
         path = folder / f"{field.name}.npy"
-        if field.name == "states" and not path.exists():
-            loaded["states"] = None
+        if field.name in ("states", "final") and not path.exists():
+            loaded[field.name] = None
             continue
         try:
             mapped = np.load(path, mmap_mode=None if field.name == "latents" else "r", allow_pickle=False)
