@@ -1,6 +1,6 @@
 """The main job: from a configuration to a published run, stage by stage.
 
-pairs -> sae -> activations -> head -> features -> evaluation -> database
+pairs -> [reward model] -> sae -> activations -> head -> features -> salience -> impact -> causal -> evaluation -> database
 
 Each stage keeps its result under the hash of what it depends on. A stage whose inputs have not changed is skipped;
 a build that was interrupted goes on where it stopped; the published run changes only at the very end, by replacing
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -44,23 +44,33 @@ from core.features.layout import layout_tables
 from core.features.neighbours import neighbour_table
 from core.features.pieces import token_pieces
 from core.features.statistics import feature_table, histogram_table
-from core.models.backbone import Backbone, load_backbone, pick_device
+from core.impact.inputs import ImpactInputs
+from core.impact.stage import impact_tables
+from core.models.backbone import Backbone, context_length, load_backbone, load_tokenizer, pick_device
+from core.models.classifier import final_states, load_classifier, load_reward_head, save_reward_head
 from core.models.resolve import ResolvedModel, file_sha256, resolve_model, weights_sha256
 from core.progress import Progress
+from core.rewards.ablation import causal_tables
 from core.rewards.accuracy import pair_outcome
 from core.rewards.decomposition import check_sums, model_rewards
 from core.rewards.head import L2_GRID, all_comparisons, choose_l2, fit_head
 from core.rewards.head_file import Head, load_head, save_head
+from core.rewards.train import train_reward_model
 from core.sae.checkpoint import load_sae
 from core.sae.fit import fit_sae, training_inputs_hash
+from core.salience.sets import DEFAULT_SLICE, default_set
+from core.salience.table import salience_tables
 from core.store.arrays import RunArrays, load_arrays, save_arrays
 from core.store.manifest import Manifest, read_manifest, write_manifest
 from core.store.pooling import arrays_from_shards
 from core.store.stages import Stage, open_stage, prune, write_json
 from core.store.writer import new_database
 
+REWARD_HEAD = "reward_head.safetensors"
 STAGE_VERSION = 1
-"""Raise it when the meaning of a stage's result changes, so that old results are not reused."""
+"""Raise it when the meaning of every stage's result changes, so that old results are not reused."""
+STAGE_VERSIONS = {"features": 2}
+"""The same for one stage (and what depends on it); 1 where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +100,19 @@ class Build:
         self.folder = config.folder
         self.keys: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
+        self.trained: Path | None = None
 
     def run(self) -> BuildResult:
         with disk_full_is_said(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._pairs()
+            self._reward_model()
             self._sae()
             self._activations()
             self._head()
             self._features()
+            self._salience()
+            self._impact()
             self._evaluation()
             return self._publish()
 
@@ -115,7 +129,7 @@ class Build:
             pairs = load_pairs(config, skipped_to=folder / "skipped.jsonl")
             pairs = check_prompt_lengths(
                 pairs,
-                self.backbone.tokenizer,
+                self.tokenizer,
                 config.max_prompt_tokens or self._limit(),
                 config.on_bad_rows,
                 skipped_to=folder / "skipped.jsonl",
@@ -131,6 +145,32 @@ class Build:
         origin = json.loads((stage.folder / "origin.json").read_text(encoding="utf-8"))
         self.pairs = PreferencePairs(frames["pair"], frames["response"], bad, origin)
         self.table = PairTable.of(self.pairs.pairs, self.pairs.responses)
+
+    def _reward_model(self) -> None:
+        """Trains an ordinary reward model from the given causal model, when the configuration asks for one."""
+        config = self.config.reward_model.train
+        if config is None:
+            return
+        base = weights_sha256(self.resolved.path)
+        dtype, device = self.config.model.dtype, self._device.type
+        inputs = (config.model_dump(mode="json"), base, self.keys["pairs"], self._limit(), dtype, device)
+        stage = self._stage("reward_model", *inputs)
+
+        def compute(folder: Path) -> None:
+            facts = train_reward_model(
+                config,
+                self.resolved.path,
+                self.pairs,
+                folder / "model",
+                self.progress,
+                max_length=self._limit(),
+                dtype=self.config.model.dtype,
+                device=str(self._device),
+            )
+            write_json(folder / "training.json", facts)
+
+        self._run(stage, compute)
+        self.trained = stage.folder / "model"
 
     def _sae(self) -> None:
         """Trains the SAE, or takes the given checkpoint."""
@@ -148,14 +188,21 @@ class Build:
             )
 
         self._run(stage, compute)
-        self.sae, self.sae_metadata = load_sae(stage.folder / "sae.safetensors", device=self._device)
+        self.sae_file = stage.folder / "sae.safetensors"
+        self.sae, self.sae_metadata = load_sae(self.sae_file, device=self._device)
         self.sae_quality = json.loads((stage.folder / "quality.json").read_text(encoding="utf-8"))
 
     def _activations(self) -> None:
         """Extracts the features of every answer into shards, and lays them out as arrays."""
         per_shard = self.config.model.answers_per_shard
         stage = self._stage(
-            "activations", self._model_identity, self.keys["pairs"], self.keys["sae"], self._limit(), per_shard
+            "activations",
+            self._model_identity,
+            self.keys["pairs"],
+            self.keys["sae"],
+            self._limit(),
+            per_shard,
+            *(["final states"] if self._classifier else []),
         )
         shards, arrays = self.folder / "shards" / stage.key, self.folder / "arrays" / stage.key
 
@@ -169,10 +216,18 @@ class Build:
                 answers_per_shard=per_shard,
                 progress=self.progress,
             )
-            save_arrays(arrays, arrays_from_shards(files, len(self.pairs.responses), self.sae.latents))
+            made = arrays_from_shards(files, len(self.pairs.responses), self.sae.latents)
+            if self._classifier:
+                model = self.config.model
+                classifier = load_classifier(self.model_path, dtype=model.dtype, device=str(self._device))
+                final = final_states(self.groups, classifier, self.progress, model.tokens_per_batch)
+                made = replace(made, final=final)
+                save_reward_head(folder / REWARD_HEAD, classifier.head)
+            save_arrays(arrays, made)
 
         self._run(stage, compute)
         self.arrays: RunArrays = load_arrays(arrays)
+        self.reward_head = load_reward_head(stage.folder / REWARD_HEAD) if self._classifier else None
 
     def _head(self) -> None:
         """Fits the Bradley-Terry head on the training pairs."""
@@ -198,6 +253,11 @@ class Build:
         self._run(stage, compute)
         self.head = load_head(stage.folder / "head.safetensors")
         self.rewards = model_rewards(self.arrays, self.head.weights, self.head.pooling)
+        """Rewards of the head on features: sums of contributions."""
+        self.model_rewards = self.rewards
+        """Rewards of the reward model: the same, or those of the ordinary model the SAE stands beside."""
+        if self.reward_head is not None and self.arrays.final is not None:
+            self.model_rewards = np.asarray(self.arrays.final, np.float64) @ self.reward_head.weights
 
     def _features(self) -> None:
         """Statistics, contexts, neighbours, map and offline labels of every feature."""
@@ -227,6 +287,52 @@ class Build:
 
         self.tables = self._run(stage, compute).frames()
 
+    def _salience(self) -> None:
+        """Which features separate chosen from rejected answers, over all pairs and by slice."""
+        config = self.config.salience
+        stage = self._stage("salience", config.model_dump(mode="json"), self.keys["activations"])
+
+        def compute(folder: Path) -> None:
+            tables = salience_tables(self.arrays, self.pairs.pairs, self.responses, config, self.progress)
+            for name, frame in tables.items():
+                frame.write_parquet(folder / f"{name}.parquet")
+
+        self.tables |= self._run(stage, compute).frames()
+
+    def _impact(self) -> None:
+        """What changed training pairs would do, for the default set; and what taking each feature away does."""
+        config = self.config.impact
+        stage = self._stage("impact", config.model_dump(mode="json"), self.keys["head"], self.keys["salience"])
+
+        def compute(folder: Path) -> None:
+            salience, pairs, responses = self.tables["salience"], self.pairs.pairs, self.responses
+            train = salience.filter(slice=DEFAULT_SLICE)
+            own = default_set(train, sae=file_sha256(self.sae_file), size=config.set_size) if len(train) else None
+            inputs = ImpactInputs.of(
+                self.arrays,
+                pairs,
+                responses,
+                self.head.weights,
+                l2=float(self.head.metadata["l2"]),
+                pooling=self.head.pooling,
+                kind=self.config.reward_model.kind,
+                margin=pair_outcome(self.model_rewards, self.table.response_pair, self.table.chosen)[1],
+                sae=file_sha256(self.sae_file),
+                settings=self.config.head,
+                impact=config,
+            )
+            tables = impact_tables(inputs, own, config, self.progress)
+            if (
+                not self._classifier
+            ):  # an ordinary reward model's features are checked by running it: `rewardscope ablate`
+                here = salience.filter(slice="all", pooling=self.head.pooling)
+                weights, pooling = self.head.weights, self.head.pooling
+                tables |= causal_tables(self.arrays, pairs, responses, weights, pooling, here, self.progress)
+            for name, frame in tables.items():
+                frame.write_parquet(folder / f"{name}.parquet")
+
+        self.tables |= self._run(stage, compute).frames()
+
     def _evaluation(self) -> None:
         """Accuracies, baselines, what the SAE loses, and the health of the extraction."""
         config = self.config.head
@@ -237,6 +343,8 @@ class Build:
             with self.progress.task("evaluation", 4, "parts") as task:
                 rows = accuracy_rows(self.rewards, self.table, config)
                 task.advance()
+                if self._classifier:
+                    rows += accuracy_rows(self.model_rewards, self.table, config, prefix="reward-model ")
                 rows += baseline_rows(n_tokens, self.table, config)
                 rows += probe_rows(self.arrays, self.table, config)
                 task.advance()
@@ -286,6 +394,8 @@ class Build:
             task.advance()
         self._copy_aside("sae", "sae.safetensors")
         self._copy_aside("head", "head.safetensors")
+        if self._classifier:
+            self._copy_aside("activations", REWARD_HEAD)
         skipped = self.folder / "stages" / f"pairs-{self.keys['pairs']}" / "skipped.jsonl"
         self._write_config()
         if self.pairs.skipped:
@@ -315,7 +425,12 @@ class Build:
         )
         return {
             "pair": pairs,
-            "response": self.responses.with_columns(pl.Series("reward", self.rewards)),
+            "response": self.responses.with_columns(
+                pl.Series("reward", self.rewards),
+                pl.Series(
+                    "model_reward", self.model_rewards if self._classifier else [None] * len(self.rewards), pl.Float64
+                ),
+            ),
             **self.tables,
         }
 
@@ -342,6 +457,8 @@ class Build:
                 "d_model": self.sae.d_model,
                 "dtype": self.config.model.dtype,
                 "device": str(self._device),
+                "kind": self.config.reward_model.kind,
+                **({"checkpoint": str(self.trained.relative_to(self.folder))} if self.trained else {}),
             },
             data={
                 **self.pairs.origin,
@@ -380,9 +497,18 @@ class Build:
         model = self.config.model
         return resolve_model(model.name, model.revision, model.weights)
 
+    @property
+    def model_path(self) -> Path:
+        """The model that is opened: the given one, or the reward model trained from it."""
+        return self.trained or self.resolved.path
+
     @cached_property
     def _weights_sha256(self) -> str:
-        return weights_sha256(self.resolved.path)
+        return weights_sha256(self.model_path)
+
+    @property
+    def _classifier(self) -> bool:
+        return self.config.reward_model.kind == "classifier"
 
     @cached_property
     def _device(self) -> torch.device:
@@ -393,9 +519,13 @@ class Build:
         return [self._weights_sha256, self.config.model.layer, self.config.model.dtype, self._device.type]
 
     @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.resolved.path)
+
+    @cached_property
     def backbone(self) -> Backbone:
         model = self.config.model
-        return load_backbone(self.resolved.path, model.layer, dtype=model.dtype, device=str(self._device))
+        return load_backbone(self.model_path, model.layer, dtype=model.dtype, device=str(self._device))
 
     @cached_property
     def groups(self) -> list[list[Answer]]:
@@ -408,9 +538,7 @@ class Build:
         texts = self.pairs.responses.group_by("pair_index", maintain_order=True).agg("text")["text"].to_list()
         conversations = list(zip(self.pairs.pairs["messages"].to_list(), texts, strict=True))
         return [
-            answer
-            for pair in encode_pairs(self.backbone.tokenizer, conversations, max_length=self._limit())
-            for answer in pair
+            answer for pair in encode_pairs(self.tokenizer, conversations, max_length=self._limit()) for answer in pair
         ]
 
     @property
@@ -429,7 +557,7 @@ class Build:
         return bool(self.table.train[self.table.response_pair[answer.response_id]])
 
     def _limit(self) -> int:
-        return self.config.model.max_length or self.backbone.context_length
+        return self.config.model.max_length or context_length(self.resolved.path)
 
     def _current(self) -> Manifest | None:
         try:
@@ -451,7 +579,8 @@ class Build:
         )
 
     def _stage(self, name: str, *inputs: Any) -> Stage:
-        key = fingerprint(STAGE_VERSION, name, *inputs)
+        version = STAGE_VERSIONS.get(name, 1)
+        key = fingerprint(STAGE_VERSION, name, *([] if version == 1 else [version]), *inputs)
         self.keys[name] = key
         return open_stage(self.folder, name, key)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import panel as pn
 import panel_material_ui as pmui
@@ -38,6 +38,13 @@ class View(Protocol):
 
     def step(self, by: int) -> None:
         """Selects the next (+1) or previous (-1) row of the view's list."""
+
+
+@runtime_checkable
+class MarksFeatures(Protocol):
+    """A view whose selected feature the keys +, - and 0 put into S+, into S- or take out of the open set."""
+
+    def mark(self, sign: int) -> None: ...
 
 
 def build() -> pmui.Page:
@@ -257,6 +264,9 @@ class App:
             state.reveal = not state.reveal
         elif key in "1234":
             state.view = VIEWS[int(key) - 1]
+        elif key in "+-0":
+            if isinstance(view := self._views.get(state.view), MarksFeatures):
+                view.mark({"+": 1, "-": -1, "0": 0}[key])
         elif state.view in self._views:
             self._views[state.view].step(1 if key in ("j", "ArrowDown") else -1)
 

@@ -80,6 +80,7 @@ class AppState(param.Parameterized):
 
     # This session only: never in the URL
     reveal = param.Boolean(False, doc="Show text that is blurred by default.")
+    drafts = param.Dict({}, doc="{set_name: FeatureSet}, sets changed and not saved yet; see dashboard/sets.py.")
     notices = param.List(
         [], item_type=str, doc="Sentences the page shows, newest last (a wrong link, a missing feature)."
     )

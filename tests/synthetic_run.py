@@ -54,7 +54,7 @@ def write_synthetic_run(
     """Writes a finished run into `folder` and returns it.
 
     A tenth of the features is dead, a fifth has no detection score, the last pair has no category, labels are missing
-    for every seventh feature, and rewards are exact sums of w z (pooling mean).
+    for every seventh feature, rewards are exact sums of w z (pooling mean), and salience has every state (_salience).
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -76,6 +76,7 @@ def write_synthetic_run(
         **_feature_tables(arrays, pieces, weights, alive, bad, rng),
         "evaluation": _evaluation(bad, features, pairs),
     }
+    tables["salience"] = _salience(tables["pair"], tables["feature"], rng)
     database = folder / "run-synthetic.duckdb"
     with new_database(database) as db:
         db.insert_all(tables)
@@ -269,6 +270,85 @@ def _feature_tables(
     }
 
 
+POOLINGS = ("last", "mean", "max", "boundary_sum")
+PLANTED_SIGN = 11
+"""Every so many features one has a large effect in every slice, and the next one a sign that differs by domain."""
+
+
+def _salience(pair: pl.DataFrame, feature: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
+    """Rows of `salience` with every state: not tested (every third feature and every small slice), NULLs, tiny q, sign
+    changes between domains, effects that vanish at equal length."""
+    slices = [("all", pl.lit(True)), *((f"split={value}", pl.col("split") == value) for value in ("train", "test"))]
+    for column in ("domain", "category"):
+        values = pair[column].drop_nulls().unique(maintain_order=True)
+        slices += [(f"{column}={value}", pl.col(column) == value) for value in values]
+    alive = np.flatnonzero(feature["alive"].to_numpy())
+    strength = rng.normal(0, 0.35, len(alive))
+    strength[alive % PLANTED_SIGN == 1] *= 6
+    frames = []
+    for number, (name, condition) in enumerate(slices):
+        rows = pair.filter(condition)
+        tested = (alive % 3 != 0) & (len(rows) >= 5)
+        size = strength + rng.normal(0, 0.1, len(alive))
+        flips = alive % PLANTED_SIGN == 2
+        size[flips] = np.where(number % 2, 1.4, -1.4) if name.startswith("domain=") else 0.0
+        for i, pooling in enumerate(POOLINGS):
+            deviation = 0.02 * (1 + i) * (1 + alive % 5)
+            effect, half = size * deviation, 0.3 * deviation
+            p = np.maximum(10.0 ** -(8 * size**2), 1e-30)
+            q = np.minimum(p * 4, 1.0)
+            adjusted = effect * np.where(alive % 4 == 1, 0.1, 0.9)
+            q_adjusted = np.where(alive % 4 == 1, 0.6, q)
+            down = np.abs(rng.normal(5, 1, len(alive)))
+            up = down * np.exp(size / 2)
+            figures = {
+                "s": (up - down) / (up + down + 1),
+                "effect": effect,
+                "ci_low": effect - half,
+                "ci_high": effect + half,
+                "effect_size": size,
+                "p": p,
+                "q": q,
+                "p_family": np.minimum(p * 20, 1.0),
+                "effect_length_adjusted": adjusted,
+                "adjusted_low": adjusted - half,
+                "adjusted_high": adjusted + half,
+                "p_adjusted": q_adjusted / 4,
+                "q_adjusted": q_adjusted,
+                "auc": 0.5 + np.arctan(size) / np.pi,
+                "auc_low": 0.45 + np.arctan(size) / np.pi,
+                "auc_high": 0.55 + np.arctan(size) / np.pi,
+                "effect_first": effect * 1.1,
+                "effect_second": np.where(alive % 7 == 1, -effect, effect * 0.9),
+            }
+            first_half = np.where(alive % 7 == 1, "not replicated", "replicated")
+            frames.append(
+                pl.DataFrame(
+                    {
+                        "feature_id": alive,
+                        "slice": [name] * len(alive),
+                        "pooling": [pooling] * len(alive),
+                        "n_pairs": [len(rows)] * len(alive),
+                        "n_prompts": [rows["prompt_id"].n_unique()] * len(alive),
+                        "n_active": np.where(tested, max(len(rows) - 2, 0), 1),
+                        "chosen_sum": up,
+                        "rejected_sum": down,
+                        **{
+                            column: pl.Series(values).scatter(np.flatnonzero(~tested), None)
+                            if column not in ("s", "effect")
+                            else values
+                            for column, values in figures.items()
+                        },
+                        "replication": [
+                            str(word) if there and small <= 0.05 else None
+                            for word, there, small in zip(first_half, tested, q, strict=True)
+                        ],
+                    }
+                )
+            )
+    return pl.concat(frames).sort("slice", "pooling", "feature_id")
+
+
 def _evaluation(bad: str, features: int, pairs: int) -> pl.DataFrame:
     rows = [
         ("held-out", "all", "accuracy", 0.664, 0.61, 0.72, pairs // 5, f"lowest chosen above highest rejected{bad}"),
@@ -315,6 +395,7 @@ def _manifest(name: str, database: str, bad: str, features: int, pairs: int, arr
         sae={
             "latents": features,
             "k": K,
+            "sha256": f"{features:064x}",
             "level": "token",
             "quality": {"fvu": 0.31, "l0": 6.0, "dead_fraction": 0.1, "n": 1000},
         },

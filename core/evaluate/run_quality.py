@@ -60,8 +60,12 @@ class PairTable:
         )
 
 
-def accuracy_rows(rewards: np.ndarray, table: PairTable, config: HeadConfig) -> list[dict[str, Any]]:
-    """Pair accuracy and mean margin, held-out and on the training pairs, over all and per domain."""
+def accuracy_rows(rewards: np.ndarray, table: PairTable, config: HeadConfig, prefix: str = "") -> list[dict[str, Any]]:
+    """Pair accuracy and mean margin, held-out and on the training pairs, over all and per domain.
+
+    Args:
+        prefix: put before the benchmark's name, for rewards that are not those of the head on features.
+    """
     correct, margin = pair_outcome(rewards, table.response_pair, table.chosen)
     rows = []
     for benchmark, split in (("held-out", ~table.train), ("train", table.train)):
@@ -70,7 +74,7 @@ def accuracy_rows(rewards: np.ndarray, table: PairTable, config: HeadConfig) -> 
             for metric, values in (("accuracy", correct), ("mean_margin", margin)):
                 estimate = cluster_bootstrap(values[keep], table.prompt[keep], draws=config.bootstrap, seed=config.seed)
                 note = f"lowest chosen above highest rejected; bootstrap over {estimate.clusters} prompts"
-                rows.append(_row(benchmark, domain, metric, estimate, note))
+                rows.append(_row(prefix + benchmark, domain, metric, estimate, note))
     return rows
 
 

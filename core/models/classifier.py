@@ -12,14 +12,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from core.data.chat import EncodedAnswer
 from core.errors import ModelError
-from core.features.extract import Answer
 from core.models.backbone import Backbone, load_backbone
 from core.models.packing import pack_groups
 from core.progress import Progress
@@ -27,6 +27,16 @@ from core.sae.checkpoint import read_tensors, write_tensors
 
 SCORE = "score.weight"
 HEAD_FILE = "reward_head.safetensors"
+
+
+class AnswerToScore(Protocol):
+    """What is needed of an answer (core/features/extract.Answer has it)."""
+
+    @property
+    def response_id(self) -> int: ...
+
+    @property
+    def encoded(self) -> EncodedAnswer: ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ def load_classifier(path: Path, *, dtype: str = "bfloat16", device: str = "auto"
 
 
 def final_states(
-    groups: Sequence[Sequence[Answer]], classifier: Classifier, progress: Progress, tokens_per_batch: int = 2048
+    groups: Sequence[Sequence[AnswerToScore]], classifier: Classifier, progress: Progress, tokens_per_batch: int = 2048
 ) -> np.ndarray:
     """The reward model's final-layer, final-norm state at the last token of every answer.
 
@@ -155,14 +165,13 @@ def _score_weights(path: Path) -> np.ndarray:
     kinds = config.get("architectures") or ["no architecture"]
     labels = config.get("num_labels") or len(config.get("id2label") or {}) or None
     try:
-        found = _find_tensors(path, ("score.", "v_head.", "regression_layer.", "lm_head."))
+        found, others = _head_tensors(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise ModelError(f"The weights in {path} cannot be read ({error}); copy the folder again.") from None
     if SCORE not in found:
-        instead = next((name for name in found if not name.startswith("score.")), None)
         raise ModelError(
             f"{path} is no reward model: it holds {kinds[0]} and no {SCORE}"
-            f"{f' (but {instead})' if instead else ''}; give a sequence-classification checkpoint with one output, or "
+            f"{f' (but {others[0]})' if others else ''}; give a sequence-classification checkpoint with one output, or "
             "set reward_model.train to make one of a causal model."
         )
     if "score.bias" in found:
@@ -174,15 +183,16 @@ def _score_weights(path: Path) -> np.ndarray:
     return _row(tensor, path)
 
 
-def _find_tensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """The tensors of a folder's safetensors files whose names begin with one of `prefixes`."""
-    found = {}
+def _head_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors `score.*` of a folder's safetensors files, and the names of other kinds of heads in them."""
+    found: dict[str, torch.Tensor] = {}
+    others: list[str] = []
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                if name.startswith(prefixes):
-                    found[name] = tensors.get_tensor(name)
-    return found
+            names = list(tensors.keys())
+            found |= {name: tensors.get_tensor(name) for name in names if name.startswith("score.")}
+            others += [name for name in names if name.startswith(("v_head.", "regression_layer.", "lm_head."))]
+    return found, others
 
 
 def _row(tensor: torch.Tensor, path: Path) -> np.ndarray:

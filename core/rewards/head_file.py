@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from core.config import Pooling
 from core.errors import ModelError
 from core.rewards.head import HeadFit
 
@@ -26,11 +27,11 @@ class Head:
     """
 
     weights: np.ndarray
-    pooling: str
+    pooling: Pooling
     metadata: dict[str, Any]
 
     @classmethod
-    def of(cls, fit: HeadFit, pooling: str) -> Head:
+    def of(cls, fit: HeadFit, pooling: Pooling) -> Head:
         facts = {
             "pooling": pooling,
             "l2": fit.l2,
@@ -62,4 +63,7 @@ def load_head(path: Path) -> Head:
         raise ModelError(f"{path} is not a reward head ({error}); build the run again.") from None
     if weights.ndim != 2 or weights.shape[0] != 1:
         raise ModelError(f"{path} holds score.weight of shape {list(weights.shape)}; [1, M] is expected.")
-    return Head(weights[0].astype(np.float64), str(facts["pooling"]), facts)
+    pooling = facts.get("pooling")
+    if pooling not in get_args(Pooling):
+        raise ModelError(f"{path} was made for the pooling {pooling!r}; known are {', '.join(get_args(Pooling))}.")
+    return Head(weights[0].astype(np.float64), pooling, facts)

@@ -89,12 +89,18 @@ def load_scorer(run: Path, device: str = "auto") -> Scorer:
         if not (run / name).exists() or file_sha256(run / name) != facts["sha256"]:
             raise RunError(f"{run / name} is missing or not the one this run was made with; build the run again.")
     model = manifest.model
-    resolved = resolve_model(model["name"], manifest.config["model"]["revision"], manifest.config["model"]["weights"])
-    if weights_sha256(resolved.path) != model["weights_sha256"]:
+    if trained := model.get("checkpoint"):  # a reward model that was trained for this run and lies in it
+        path, where = run / trained, "path"
+    else:
+        resolved = resolve_model(
+            model["name"], manifest.config["model"]["revision"], manifest.config["model"]["weights"]
+        )
+        path, where = resolved.path, resolved.source
+    if weights_sha256(path) != model["weights_sha256"]:
         raise RunError(
-            f"The weights of {model['name']} found here ({resolved.source}) are not those the run was made with "
+            f"The weights of {model['name']} found here ({where}) are not those the run was made with "
             f"({model['source']}); rewards would differ. Build the run again with these weights."
         )
-    backbone = load_backbone(resolved.path, model["layer"], dtype=model["dtype"], device=device)
+    backbone = load_backbone(path, model["layer"], dtype=model["dtype"], device=device)
     sae, _ = load_sae(run / "sae.safetensors", device=backbone.device)
     return Scorer(manifest, backbone, sae, load_head(run / "head.safetensors"))

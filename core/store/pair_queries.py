@@ -114,6 +114,49 @@ def all_rewards(cursor: duckdb.DuckDBPyConnection) -> pl.DataFrame:
     return cursor.sql("SELECT reward FROM response ORDER BY response_id").pl()
 
 
+def pair_facts(cursor: duckdb.DuckDBPyConnection) -> pl.DataFrame:
+    """What slices are cut by, for every pair in order: pair_id, pair_index, prompt_id, split, domain, category, labels."""
+    return cursor.sql(
+        "SELECT pair_id, pair_index, prompt_id, split, domain, category, labels FROM pair ORDER BY pair_index"
+    ).pl()
+
+
+def answer_facts(cursor: duckdb.DuckDBPyConnection) -> pl.DataFrame:
+    """Every answer without its text: response_id, pair_id, pair_index, side, rank, n_tokens, n_boundary, in order."""
+    return cursor.sql(
+        "SELECT response_id, pair_id, pair_index, side, rank, n_tokens, n_boundary FROM response ORDER BY response_id"
+    ).pl()
+
+
+def feature_differences(cursor: duckdb.DuckDBPyConnection, feature_id: int, pooling: str) -> pl.DataFrame:
+    """How much more of a feature the chosen answers of a pair have than the rejected ones, for each pair where it is
+    active in one of them.
+
+    Args:
+        pooling: 'last', 'mean', 'max' or 'boundary_sum'.
+
+    Returns:
+        pair_index, pair_id, domain, snippet, difference (mean over chosen minus mean over rejected answers); largest first.
+    """
+    if pooling not in ("last", "mean", "max", "boundary_sum"):
+        raise ValueError(f"pooling {pooling!r}")
+    value = f"coalesce(a.{pooling}, 0)"
+    return cursor.sql(
+        f"""
+        WITH a AS (SELECT response_id, {pooling} FROM activation_by_feature WHERE feature_id = $id),
+        touched AS (SELECT DISTINCT pair_index FROM response JOIN a USING (response_id)),
+        differing AS (
+            SELECT r.pair_index, avg({value}) FILTER (r.side = 'chosen') - avg({value}) FILTER (r.side = 'rejected') AS difference
+            FROM response r JOIN touched USING (pair_index) LEFT JOIN a USING (response_id) GROUP BY r.pair_index
+        )
+        SELECT p.pair_index, p.pair_id, p.domain, left(p.prompt, {SNIPPET}) AS snippet, difference
+        FROM differing JOIN pair p USING (pair_index) WHERE difference IS NOT NULL
+        ORDER BY difference DESC, p.pair_index
+        """,
+        params={"id": feature_id},
+    ).pl()
+
+
 def _where(wanted: PairFilter) -> tuple[str, list[Any]]:
     """The filter as a condition with placeholders: values never become part of the statement."""
     parts: list[str] = []

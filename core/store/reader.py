@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from core.errors import RunError
-from core.store import feature_queries
+from core.store import feature_queries, salience_queries
 from core.store.arrays import RunArrays, load_arrays
 from core.store.feature_queries import BY_SIZE, FeatureFilter, FeatureTable
 from core.store.manifest import Manifest, read_manifest
@@ -35,6 +35,8 @@ TABLES = (
     "label",
     "evaluation",
 )
+SALIENCE_KEPT = 16
+"""Slices of the table `salience` that an open run keeps in memory."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class RunReader:
         self.manifest = manifest
         self._connection = connection
         self._tables = tables
+        self._salience: dict[tuple[str, str], pl.DataFrame] = {}
 
     @classmethod
     def open(cls, folder: Path) -> RunReader:
@@ -161,6 +164,39 @@ class RunReader:
         """The preferred label of every feature that has one."""
         frame = self.features.frame.select("feature_id", "label").drop_nulls()
         return dict(frame.iter_rows())
+
+    def slices(self, pooling: str) -> pl.DataFrame:
+        """The slices that have salience: slice, column, value, n_pairs, n_prompts, n_tested, n_significant; 'all' first."""
+        with self.cursor() as cursor:
+            return salience_queries.slices(cursor, pooling)
+
+    def salience(self, slice: str, pooling: str) -> pl.DataFrame:
+        """One slice and pooling of the table `salience`, with each feature's label, weight, density, detection_score and
+        alive; ordered by feature, empty when there is no such slice. Kept for the next caller."""
+        key = (slice, pooling)
+        found = self._salience.get(key)
+        if found is None:
+            with self.cursor() as cursor:
+                rows = salience_queries.salience_rows(cursor, slice, pooling)
+            about = self.features.frame.select("feature_id", "label", "weight", "density", "detection_score", "alive")
+            while len(self._salience) >= SALIENCE_KEPT:
+                self._salience.pop(next(iter(list(self._salience))), None)
+            found = self._salience[key] = rows.join(about, on="feature_id", how="left", maintain_order="left")
+        return found
+
+    def sign_changes(self, pooling: str) -> pl.DataFrame:
+        """Features significant with opposite signs in two slices of the same column (salience_queries.sign_changes), and
+        their label."""
+        with self.cursor() as cursor:
+            rows = salience_queries.sign_changes(cursor, pooling)
+        labels = self.features.frame.select("feature_id", "label")
+        rows = rows.join(labels, on="feature_id", how="left", maintain_order="left")
+        return rows.select("feature_id", "label", pl.exclude("feature_id", "label"))
+
+    def feature_salience(self, feature_id: int) -> pl.DataFrame:
+        """Every row of one feature in the table `salience`: 'all' first."""
+        with self.cursor() as cursor:
+            return salience_queries.feature_salience(cursor, feature_id)
 
     def rewards(self) -> np.ndarray:
         """The stored reward of every answer, float64 [n_responses]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from core.features.pieces import END_OF_TURN
 from dashboard.escape import esc, plain
@@ -41,6 +41,7 @@ def token_html(
     anchor: int | None = None,
     signed: bool = False,
     first: int = 0,
+    marked: Collection[int] = (),
 ) -> str:
     """One text as escaped HTML, its tokens shaded by their values.
 
@@ -55,6 +56,7 @@ def token_html(
         anchor: index of a token to outline.
         signed: whether both signs are shaded.
         first: position in the answer of the first token, for the tooltips.
+        marked: indices of tokens to underline.
 
     Raises:
         ValueError: there are not as many values as tokens.
@@ -63,7 +65,7 @@ def token_html(
         raise ValueError(f"{len(tokens)} tokens but {len(values)} values")
     numbers = [float(value) for value in values]
     spans = [
-        _span(token, value, scale, signed, index == anchor, first + index)
+        _span(token, value, scale, signed, index == anchor, first + index, index in marked)
         for index, (token, value) in enumerate(zip(tokens, numbers, strict=True))
     ]
     summary = esc(_summary(tokens, numbers, signed))
@@ -94,7 +96,9 @@ def scale_legend(scale: float, *, basis: str, unit: str, signed: bool = False) -
     )
 
 
-def _span(token: str, value: float, scale: float, signed: bool, anchored: bool, position: int) -> str:
+def _span(
+    token: str, value: float, scale: float, signed: bool, anchored: bool, position: int, marked: bool = False
+) -> str:
     classes, style = ["t"], ""
     if math.isnan(value):
         classes.append("nan")
@@ -108,6 +112,8 @@ def _span(token: str, value: float, scale: float, signed: bool, anchored: bool, 
             classes.append("minus")
     if anchored:
         classes.append("anchor")
+    if marked:
+        classes.append("mark")
     if token == "":
         classes.append("rest")
     elif token == END_OF_TURN:

@@ -1,0 +1,148 @@
+"""The pairs a plan would change, in the order in which it changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import panel as pn
+import polars as pl
+
+from core.store.pair_queries import PairFilter, matching_pairs
+from core.store.reader import RunReader
+from dashboard.parts.aligned import decimals_for
+from dashboard.parts.feature_table import OrderedTable
+from dashboard.theme import sheet
+
+ROWS_AT_FIRST = 8
+SCORE_TITLES = {"set": "pair score", "random": "lot", "margin": "margin", "loss": "label chance", "length": "log length ratio"}
+COLUMNS = ("rank", "score", "prompt", "domain")
+
+
+def pair_places(reader: RunReader) -> pl.DataFrame:
+    """What a row shows of each pair, by pair_index: pair_id, snippet, domain."""
+    with reader.cursor() as cursor:
+        return matching_pairs(cursor, PairFilter()).select("pair_index", "pair_id", "snippet", "domain")
+
+
+def ranked_rows(pairs: pl.DataFrame, order: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+    """The table's rows, first changed first.
+
+    Args:
+        pairs: `pair_places`, in order of pair_index.
+        order: int64 [n], pair_index.
+        scores: float64 [n_pairs], by pair_index, NaN where a pair has none.
+
+    Returns:
+        rank (1..), score as text, prompt, domain and, not shown, pair_id.
+    """
+    rows = pairs[order]
+    mine = scores[order]
+    decimals = decimals_for(mine.tolist())
+    texts = ["" if np.isnan(score) else f"{score:+.{decimals}f}".replace("-", "−") for score in mine]
+    frame = rows.select(pl.col("snippet").alias("prompt"), "domain", "pair_id").to_pandas()
+    frame.insert(0, "rank", np.arange(1, len(order) + 1))
+    frame.insert(1, "score", texts)
+    return frame
+
+
+class PlanPairs:
+    """The table over one ranking; `on_pick(pair_id)` for a click on a row.
+
+    Attributes:
+        ids: pair_id of the pairs on the list, in order.
+    """
+
+    def __init__(self, reader: RunReader, on_pick: Callable[[str], None]) -> None:
+        self._pairs = pair_places(reader)
+        self._on_pick = on_pick
+        self._all = ranked_rows(self._pairs, np.empty(0, np.int64), np.empty(0))
+        self._places: dict[str, int] = {}
+        self._n = 0
+        self.widget = OrderedTable(
+            self._all.head(0).drop(columns="pair_id"),
+            pagination="remote",
+            initial_page_size=ROWS_AT_FIRST,
+            show_index=False,
+            disabled=True,
+            selectable=1,
+            sortable=False,
+            layout="fit_columns",
+            widths={"rank": 52, "score": 78, "domain": 100},
+            text_align={"rank": "right", "score": "right"},
+            header_align={"rank": "right", "score": "right"},
+            titles={"rank": "rank", "score": "score", "prompt": "prompt", "domain": "domain"},
+            configuration={"columnDefaults": {"minWidth": 24, "headerWordWrap": True}},
+            row_height=28,
+            theme="simple",
+            sizing_mode="stretch_both",
+            min_height=150,
+            margin=0,
+            stylesheets=[sheet("table"), ":host .tabulator { min-width: 0; }"],
+        )
+        self.widget.on_click(self._clicked)
+
+    @property
+    def count(self) -> int:
+        """Pairs on the list."""
+        return self._n
+
+    @property
+    def ranked(self) -> int:
+        """Pairs the strategy ranks."""
+        return len(self._all)
+
+    def rank(self, pair_id: str | None) -> int | None:
+        """1-based place of a pair in the whole order, None when it has none."""
+        place = self._places.get(pair_id) if pair_id is not None else None
+        return None if place is None else place + 1
+
+    def at(self, place: int) -> str | None:
+        """The pair at a place of the list (0-based)."""
+        return str(self._all["pair_id"].iloc[place]) if 0 <= place < self._n else None
+
+    def order(self, order: np.ndarray, scores: np.ndarray, strategy: str) -> None:
+        """Takes a ranking; `cut` shows it."""
+        self._all = ranked_rows(self._pairs, order, scores)
+        self._places = {pair: place for place, pair in enumerate(self._all["pair_id"])}
+        self.widget.titles = {**self.widget.titles, "score": SCORE_TITLES[strategy]}
+        self._n = -1
+
+    def cut(self, n: int, pair_id: str | None) -> None:
+        """Shows the first `n`, the selected pair marked."""
+        n = min(n, len(self._all))
+        if n != self._n:
+            self._n = n
+            pages = max(1, -(-n // self._page_size))
+            with pn.io.hold():
+                self.widget.param.page.bounds = (1, pages)
+                self.widget.param.update(
+                    value=self._all.head(n).drop(columns="pair_id"), selection=[], page=min(self.widget.page, pages)
+                )
+        self.mark(pair_id)
+
+    def mark(self, pair_id: str | None) -> None:
+        """Marks a pair's row and turns to its page; nothing is marked when it is not on the list."""
+        rank = self.rank(pair_id)
+        if rank is None or rank > self._n:
+            self.widget.selection = []
+            return
+        self.widget.page = (rank - 1) // self._page_size + 1
+        self.widget.selection = [rank - 1]
+
+    def step(self, pair_id: str | None, by: int) -> str | None:
+        """The next or previous pair of the list; the first one from a pair outside it."""
+        rank = self.rank(pair_id)
+        inside = rank is not None and rank <= self._n
+        return self.at(min(max(rank - 1 + by, 0), self._n - 1) if inside and rank is not None else 0)
+
+    @property
+    def _page_size(self) -> int:
+        return int(self.widget.page_size or self.widget.initial_page_size)
+
+    def _clicked(self, event: Any) -> None:
+        pair = self.at(int(event.row))
+        if pair is not None:
+            self._on_pick(pair)
