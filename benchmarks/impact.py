@@ -99,7 +99,9 @@ def main() -> None:
     _warm_up()
     inputs = synthetic_inputs(options.pairs, options.features, options.active, options.l2)
     one = FeatureSet("synthetic", tuple(range(16)), tuple(range(16, 32)), "")
-    print(f"{options.pairs:,} training pairs x {options.features:,} features, {available_cores()} cores, l2 {options.l2:g}")
+    print(
+        f"{options.pairs:,} training pairs x {options.features:,} features, {available_cores()} cores, l2 {options.l2:g}"
+    )
     timed("differences (once)", lambda: inputs.differences)
     differences = inputs.differences
     assert isinstance(differences, SparseDifferences)
@@ -124,7 +126,9 @@ def main() -> None:
         if options.every_seed:
             timed("100 refits of random plans", lambda: preview(
                 inputs, curve_plans(inputs, None, "poison", "flip", RATIOS, ("random",), 20)))  # fmt: skip
-    print(f"  gradient norm of the unchanged head {inputs.unchanged.gradient_norm:.1e} (refits: at most {inputs.settings.tolerance:g})")
+    print(
+        f"  gradient norm of the unchanged head {inputs.unchanged.gradient_norm:.1e} (refits: at most {inputs.settings.tolerance:g})"
+    )
     print(f"  peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 

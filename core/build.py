@@ -39,7 +39,7 @@ from core.evaluate.run_quality import (
 )
 from core.features.contexts import context_tables
 from core.features.extract import Answer, extract, group_answers
-from core.features.labels import label_table
+from core.features.labels.offline import label_table
 from core.features.layout import layout_tables
 from core.features.neighbours import neighbour_table
 from core.features.pieces import token_pieces

@@ -26,6 +26,7 @@ from dashboard.views.features import FeaturesView
 
 FILTER_PARAMS = ["search", "sign", "show_dead", "cluster", "ranges", "lasso"]
 PAIR_PARAMS = ["pair_search", "domain", "category", "source", "split", "verdict", "margin"]
+SALIENCE_PARAMS = ["slice", "pooling", "length_control", "set_name"]
 
 
 log = logging.getLogger(__name__)
@@ -218,7 +219,7 @@ class App:
         if self.reader is None:
             return
         state.param.watch(lambda _: self._show(self._stage), "view")
-        state.param.watch(self._on_selection, ["view", "feature", "pair", *FILTER_PARAMS, *PAIR_PARAMS])
+        state.param.watch(self._on_selection, ["view", "feature", "pair", *FILTER_PARAMS, *PAIR_PARAMS, *SALIENCE_PARAMS])
         state.param.watch(self._on_notices, "notices")
         self._on_selection()  # the first view may have opened its first row while the page was put together
 
@@ -259,7 +260,7 @@ class App:
             elif state.notices:
                 state.notices = []
             else:
-                state.param.update(**{"pair" if state.view == "pairs" else "feature": None})
+                state.param.update(**{"pair" if state.view in ("pairs", "impact") else "feature": None})
         elif key == "r":
             state.reveal = not state.reveal
         elif key in "1234":

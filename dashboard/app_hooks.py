@@ -8,7 +8,7 @@ from typing import Any
 
 from panel.io.server import DocHandler
 
-from dashboard import runs
+from dashboard import runs, worker
 
 log = logging.getLogger("rewardscope.dashboard")
 
@@ -65,7 +65,8 @@ def on_server_loaded(server_context: Any) -> None:
 
 
 def on_server_unloaded(server_context: Any) -> None:
-    """Closes the databases."""
+    """Ends the process that computes, and closes the databases."""
+    worker.close()
     runs.close_all()
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import polars as pl
 
+from core.errors import RunError
 from core.store.sets import FeatureSet
 
 if TYPE_CHECKING:
@@ -136,7 +137,6 @@ def export(run: RunAt, choice: PlanChoice, form: str) -> ExportedFile:
     Raises:
         RewardscopeError: the plan cannot be made, or the file is too large for a browser.
     """
-    from core.errors import RunError
     from core.impact.edit import export_edited
     from core.impact.plans import plan_to_json
 
@@ -150,7 +150,10 @@ def export(run: RunAt, choice: PlanChoice, form: str) -> ExportedFile:
         written = export_edited(reader, plan, Path(folder) / f"{stem}.{form}", form)
         size = written.stat().st_size
         if size > MOST_EXPORT:
-            raise RunError(f"The file has {size / 2**20:,.0f} MiB, too much for a browser; use the command below.")
+            raise RunError(
+                f"The file has {size / 2**20:,.0f} MiB, too much for a browser; save the plan and run "
+                f"`rewardscope impact {plan.run} --plan plan.json --export edited --format {form}`."
+            )
         return ExportedFile(written.name, written.read_bytes())
 
 
@@ -199,5 +202,3 @@ def _keep(store: OrderedDict[Any, T], key: Any, value: T, most: int = 4096) -> N
     store[key] = value
     while len(store) > most:
         store.popitem(last=False)
-
-

@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from core.errors import DataError
-from core.salience.sets import set_by_salience
+from core.salience.sets import DEFAULT_NAME, set_by_salience
 from core.store.reader import RunReader
 from core.store.review import ReviewStore
 from core.store.sets import UNSAVED, FeatureSet
 from dashboard import runs
 from dashboard.state import AppState
 
-DEFAULT_NAME = "highest salience"
 DEFAULT_SIZE = 32
 DEFAULT_SLICE, DEFAULT_POOLING = "split=train", "boundary_sum"
 

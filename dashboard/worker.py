@@ -1,31 +1,30 @@
 """Heavy work beside the server: one process that lives as long as the server, asked one job at a time.
 
 A session's newer job takes the place of an older one that has not started (a slider that is dragged asks often), and
-what somebody waits for with a hand on a slider goes before everything else. The server's own thread never computes.
+what somebody waits for with a hand on a slider goes before everything else. The server's own threads never compute: one
+of them only waits for the process (dashboard/worker_process.py), which it talks to through a pipe of their own.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any
 
-from core.errors import RewardscopeError
+from core.paths import ROOT
 
 log = logging.getLogger("rewardscope.dashboard")
 
-NICENESS = 5
-"""So that the server answers first where they share a core."""
-STOPPED = "The process that computes this has stopped (it was ended from outside, or memory ran out)."
+STOPPED = "The process that computes this has stopped: it was ended from outside, or memory ran out."
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,22 @@ class _Job:
 
 
 class Worker:
-    """A queue in front of one process. All methods may be called from any thread and return at once.
-
-    Attributes:
-        crashes: how often the process has stopped without being asked to.
-    """
+    """A queue in front of one process. All methods may be called from any thread and return at once."""
 
     def __init__(self) -> None:
-        self.crashes = 0
-        self._lock = threading.RLock()
-        self._pool: ProcessPoolExecutor | None = None
         self._waiting: dict[tuple[str, str], _Job] = {}
-        self._busy = False
+        self._changed = threading.Condition()
         self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._closed = False
+
+    @property
+    def process_id(self) -> int | None:
+        """The id of the process, None before the first job and after it has stopped."""
+        process = self._process
+        return None if process is None or process.poll() is not None else process.pid
 
     def ask(
         self,
@@ -86,105 +88,98 @@ class Worker:
             done: called with the outcome, from another thread.
             urgent: goes before all that is not.
         """
-        with self._lock:
+        with self._changed:
+            if self._closed:
+                return
             self._waiting[owner, slot] = _Job((int(not urgent), next(self._numbers)), task, args, done)
-            self._next()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+                self._thread.start()
+            self._changed.notify()
 
     def drop(self, owner: str, slot: str | None = None) -> None:
         """Forgets an owner's jobs that have not started: those of one slot, or all."""
-        with self._lock:
+        with self._changed:
             for key in [key for key in self._waiting if key[0] == owner and slot in (None, key[1])]:
                 del self._waiting[key]
 
     def close(self) -> None:
-        """Ends the process, also in the middle of a job."""
-        with self._lock:
+        """Ends the process, also in the middle of a job; nothing is answered any more."""
+        with self._changed:
+            self._closed = True
             self._waiting.clear()
-            pool, self._pool = self._pool, None
-            for process in _processes(pool):
-                with suppress(OSError):
-                    os.kill(process, signal.SIGKILL)
-            if pool is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
+            self._changed.notify()
+            process = self._process
+        if process is not None:
+            process.kill()
+            process.wait()
 
-    def _next(self) -> None:
-        """Starts the first job in the queue when the process is free."""
-        if self._busy or not self._waiting:
-            return
-        key = min(self._waiting, key=lambda key: self._waiting[key].order)
-        job = self._waiting.pop(key)
-        future, restarted = self._submit(job)
-        self._busy = True
-        future.add_done_callback(lambda future: self._finished(job, future, restarted))
+    # -------------------------------------------------------------- the one thread
 
-    def _submit(self, job: _Job) -> tuple[Future[Any], bool]:
-        restarted = False
-        if self._pool is not None:
-            try:
-                return self._pool.submit(job.task, *job.args), restarted
-            except (BrokenProcessPool, RuntimeError):  # it stopped while it had nothing to do
-                self._crashed()
-                restarted = True
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
-        return self._pool.submit(job.task, *job.args), restarted
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                job = self._waiting.pop(min(self._waiting, key=lambda key: self._waiting[key].order))
+            outcome = self._do(job)
+            if not self._closed:
+                try:
+                    job.done(outcome)
+                except Exception:  # whoever asked may be gone; the others still wait
+                    log.exception("an answer could not be delivered")
 
-    def _crashed(self) -> None:
-        self.crashes += 1
-        log.warning("the process that computes for the page has stopped; a new one is started when it is needed")
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
-        self._pool = None
-
-    def _finished(self, job: _Job, future: Future[Any], restarted: bool) -> None:
-        """Reads the outcome (in a thread of the pool), starts the next job, and only then tells."""
-        with self._lock:
-            self._busy = False
-            closed = self._pool is None
-            outcome = self._outcome(future, restarted)
-            if not closed:
-                self._next()
-        if not closed:
-            job.done(outcome)
-
-    def _outcome(self, future: Future[Any], restarted: bool) -> Outcome:
-        if future.cancelled():
+    def _do(self, job: _Job) -> Outcome:
+        restarted = self._process is not None and self._process.poll() is not None
+        if restarted:
+            self._stopped()
+        try:
+            if self._pipe is None:
+                self._start()
+            assert self._pipe is not None
+            self._pipe.send((job.task, job.args))
+            value, problem = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            if not self._closed:
+                log.warning("the process that computes for the page has stopped (%r)", error)
+            self._stopped()
             return Outcome(problem=STOPPED, crashed=True)
-        error = future.exception()
-        if isinstance(error, BrokenProcessPool):
-            if self._pool is not None:
-                self._crashed()
-            return Outcome(problem=STOPPED, crashed=True)
-        if isinstance(error, RewardscopeError):
-            return Outcome(problem=str(error), restarted=restarted)
-        if error is not None:
-            log.error("a task failed: %r", error, exc_info=error)
-            return Outcome(problem=f"{type(error).__name__}: {error}", restarted=restarted)
-        return Outcome(value=future.result(), restarted=restarted)
+        return Outcome(value, problem, restarted=restarted)
 
+    def _start(self) -> None:
+        """Starts the process with this server's modules and nothing of what it has loaded."""
+        ours, theirs = Pipe()
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        with theirs, self._changed:
+            if self._closed:
+                raise EOFError
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "dashboard.worker_process", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": path},
+                stdin=subprocess.DEVNULL,
+            )
+        self._pipe = ours
 
-def _processes(pool: ProcessPoolExecutor | None) -> list[int]:
-    """Ids of a pool's processes (Python 3.14 has `kill_workers`; until then they are only kept in a private place)."""
-    return list(getattr(pool, "_processes", None) or {})
-
-
-def _begin() -> None:
-    """What the process does first: gives way to the server, and ends when the server ends in whatever way."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's business
-    with suppress(OSError):
-        os.nice(NICENESS)
-    server = multiprocessing.parent_process()
-    if server is not None:
-        threading.Thread(target=lambda: (server.join(), os._exit(0)), daemon=True).start()
+    def _stopped(self) -> None:
+        if self._pipe is not None:
+            with suppress(OSError):
+                self._pipe.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._pipe = self._process = None
 
 
 _shared: Worker | None = None
-_shared_lock = threading.Lock()
+_lock = threading.Lock()
 
 
 def shared() -> Worker:
     """The server's one worker; its process starts with the first job."""
     global _shared
-    with _shared_lock:
+    with _lock:
         if _shared is None:
             _shared = Worker()
         return _shared
@@ -193,7 +188,7 @@ def shared() -> Worker:
 def close() -> None:
     """Ends the shared worker, if there is one; for the end of the server."""
     global _shared
-    with _shared_lock:
+    with _lock:
         if _shared is not None:
             _shared.close()
         _shared = None

@@ -12,6 +12,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from core.config import ImpactConfig
+from core.impact.inputs import ImpactInputs
+from core.impact.stage import impact_tables
+from core.progress import Silent
+from core.salience.sets import default_set
 from core.store.arrays import RunArrays, save_arrays
 from core.store.manifest import Manifest, write_manifest
 from core.store.pooling import arrays_from_shards
@@ -77,6 +82,7 @@ def write_synthetic_run(
         "evaluation": _evaluation(bad, features, pairs),
     }
     tables["salience"] = _salience(tables["pair"], tables["feature"], rng)
+    tables["impact"] = _impact(arrays, tables, weights)
     database = folder / "run-synthetic.duckdb"
     with new_database(database) as db:
         db.insert_all(tables)
@@ -349,6 +355,19 @@ def _salience(pair: pl.DataFrame, feature: pl.DataFrame, rng: np.random.Generato
     return pl.concat(frames).sort("slice", "pooling", "feature_id")
 
 
+def _impact(arrays: RunArrays, tables: dict[str, pl.DataFrame], weights: np.ndarray) -> pl.DataFrame:
+    """Real refits for the run's default set, at few ratios and seeds: the page computes the others."""
+    sae = _sae_hash(len(weights))
+    inputs = ImpactInputs.of(arrays, tables["pair"], tables["response"], weights, l2=1.0, run_id="synthetic", sae=sae)
+    default = default_set(tables["salience"], sae=sae)
+    few = ImpactConfig(poison=(0.025, 0.05), denoise=(0.04, 0.1), seeds=2)
+    return impact_tables(inputs, default, few, Silent())["impact"]
+
+
+def _sae_hash(features: int) -> str:
+    return f"{features:064x}"
+
+
 def _evaluation(bad: str, features: int, pairs: int) -> pl.DataFrame:
     rows = [
         ("held-out", "all", "accuracy", 0.664, 0.61, 0.72, pairs // 5, f"lowest chosen above highest rejected{bad}"),
@@ -395,7 +414,7 @@ def _manifest(name: str, database: str, bad: str, features: int, pairs: int, arr
         sae={
             "latents": features,
             "k": K,
-            "sha256": f"{features:064x}",
+            "sha256": _sae_hash(features),
             "level": "token",
             "quality": {"fvu": 0.31, "l0": 6.0, "dead_fraction": 0.1, "n": 1000},
         },

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from core.rewards.ablation_plan import CheckPlan
+    from core.rewards.ablation_rerun import Rerun
     from core.store.reader import RunReader
     from core.store.review import ReviewStore
     from core.store.sets import FeatureSet
@@ -38,7 +39,7 @@ def ablate(
     random: Annotated[int, typer.Option(min=8, help="residual: matched random features for each feature.")] = 8,
     seed: Annotated[int, typer.Option(help="residual: which pairs are taken.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Check again what was checked before.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="residual: measure again what was measured before.")] = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -125,48 +126,45 @@ def check_residual(
     quiet: bool,
 ) -> dict[str, Any]:
     """Runs the model again without each member, storing each row as soon as it is known."""
-    import polars as pl
-
     from core.paths import cache_folder
     from core.progress import RichProgress, Silent
-    from core.rewards.ablation import CAUSAL_SCHEMA
     from core.rewards.ablation_checks import load_rerun, run_checks
     from core.rewards.ablation_plan import plan_checks
 
     run_id = reader.manifest.run_id
-    kept = store.causal(run_id).filter(pl.col("method") == "residual", pl.col("feature_id").is_in(one.features))
-    kept = kept.clear() if force else kept
-    plan = plan_checks(reader, one, pairs=pairs, random=random, seed=seed, skip=kept["feature_id"].to_list())
-    rows = pl.DataFrame(kept.select(*CAUSAL_SCHEMA).to_dicts(), schema=CAUSAL_SCHEMA)
-    beside: pl.DataFrame | None = None
-    if len(plan.members):
+    plan = plan_checks(reader, one, pairs=pairs, random=random, seed=seed)
+    journal = cache_folder() / "causal" / f"{run_id}.jsonl"
+    if force:
+        journal.unlink(missing_ok=True)
+
+    def load() -> Rerun:
         if not quiet:
-            _announce(plan, len(kept), reader)
-        journal = cache_folder() / "causal" / f"{plan.key}.jsonl"
-        if force:
-            journal.unlink(missing_ok=True)
-        result = run_checks(
-            plan,
-            reader,
-            one,
-            load_rerun(reader, device),
-            journal=journal,
-            progress=Silent() if quiet else RichProgress(),
-            on_row=lambda row: store.save_causal([{"run_id": run_id, **row}]),
-        )
-        rows, beside = pl.concat([rows, result.rows]), result.random
-    elif not quiet and len(kept):
-        typer.echo(f"All {len(kept)} features were checked before; --force checks them again.")
-    return _facts(reader, one, "residual", rows.sort("feature_id"), plan.not_checked, beside)
+            _announce(plan)
+        return load_rerun(reader, device)
+
+    def estimate(seconds: float) -> None:
+        if not quiet:
+            typer.echo(f"About {_duration(seconds)} to go.", err=True)
+
+    result = run_checks(
+        plan,
+        reader,
+        one,
+        load,
+        journal=journal,
+        progress=Silent() if quiet else RichProgress(),
+        on_row=lambda row: store.save_causal([{"run_id": run_id, **row}]),
+        on_estimate=estimate,
+    )
+    return _facts(reader, one, "residual", result.rows, plan.not_checked, result.random)
 
 
-def _announce(plan: CheckPlan, kept: int, reader: RunReader) -> None:
-    tokens = reader.table("response").select("pair_index", "n_tokens").rows_by_key("pair_index")
-    work = sum(len(features) * sum(n for (n,) in tokens[pair]) for pair, features in plan.wanted.items())
-    before = f" ({kept} were checked before)" if kept else ""
+def _announce(plan: CheckPlan) -> None:
+    pairs = len(set().union(*(set(own.tolist()) for own in plan.sampled.values())))
+    checks = sum(map(len, plan.sampled.values()))
     typer.echo(
-        f"{len(plan.members)} features of the set{before} and {len(plan.pool)} random ones, on {len(plan.wanted):,} pairs: "
-        f"{plan.size:,} checks, at most {work:,} answer tokens computed again. The bar says how long it takes.",
+        f"{len(plan.members)} features of the set and {len(plan.pool)} random ones like them, on {pairs:,} pairs: "
+        f"{checks:,} checks, less those measured before.",
         err=True,
     )
 
@@ -182,8 +180,8 @@ def _facts(
     """Everything that is printed."""
     import polars as pl
 
-    from core.rewards.ablation import why_not
     from core.rewards.rank_correlation import rank_correlation
+    from core.rewards.verdict import why_not
 
     labels = reader.labels()
     correlation = {}
@@ -248,6 +246,10 @@ def _print(facts: dict[str, Any]) -> None:
         from core.rewards.rank_correlation import RankCorrelation
 
         out.print(plain(f"Rank correlation of attribution with ablation, {name}: {RankCorrelation(**found)}"))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def _number(value: float | None) -> str:

@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 
 from core.config import FeaturesConfig
 from core.features.entries import feature_counts
-from core.features.labels import CLASSES, EVERYWHERE, NEVER_ACTIVE, NO_PATTERN, TOO_RARE
+from core.features.labels.offline import CLASSES, EVERYWHERE, NEVER_ACTIVE, NO_PATTERN, TOO_RARE
 from core.features.neighbours import kindred_neighbours
 from core.store.arrays import RunArrays
 

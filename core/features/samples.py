@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
 from core.features.entries import FeatureEntries, mix, rank_in_group, values_at
 from core.store.arrays import RunArrays
@@ -96,3 +98,12 @@ class Half:
         kept = rank < n
         table[feature[kept] - block.lo, rank[kept]] = rows[kept]
         return table
+
+
+def choosing_pairs(pairs: pl.DataFrame) -> list[str]:
+    """The pairs whose prompt falls in the half that labels are made from; labels are scored on the others.
+
+    Pairs of one prompt stay together.
+    """
+    rows = pairs.select("pair_id", "prompt_id").iter_rows()
+    return [pair_id for pair_id, prompt_id in rows if hashlib.sha256(prompt_id.encode()).digest()[0] % 2 == 0]

@@ -6,6 +6,7 @@ change only the sign and the weight of its rows, so many plans are refitted side
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,9 +51,74 @@ class Differences(Protocol):
         """D' (curvature * (D u)) in float32: for directions, never for results."""
         ...
 
-    def squares(self, weights: np.ndarray) -> np.ndarray:
-        """Diagonal of D' diag(weights) D, float64 [m]."""
-        ...
+
+class SparseRows:
+    """A CSR matrix in few bytes with products on every core; blocks are [n or m, plans].
+
+    Args:
+        ptr: int64 [n + 1]; columns: uint16 or int32 [entries] (`narrowest`); values: float32 [entries].
+        m: columns of the matrix.
+    """
+
+    def __init__(self, ptr: np.ndarray, columns: np.ndarray, values: np.ndarray, m: int) -> None:
+        self.ptr, self.columns, self.values, self.m = ptr, columns, values, m
+
+    @classmethod
+    def of(cls, matrix: sp.csr_matrix) -> SparseRows:
+        """The same matrix, copied."""
+        m = matrix.shape[1]
+        columns, values = matrix.indices.astype(narrowest(m)), matrix.data.astype(np.float32)
+        return cls(matrix.indptr.astype(np.int64), columns, values, m)
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def times(self, vectors: np.ndarray) -> np.ndarray:
+        """The matrix times `vectors` [m, plans], float64 [n, plans]."""
+        vectors = np.ascontiguousarray(_flat(vectors), np.float64)
+        out = np.empty((len(self), *vectors.shape[1:]))
+        run = kernels.row_product if vectors.ndim == 1 else kernels.row_products
+        self._share(lambda begin, stop: run(*self._csr, vectors, out, begin, stop))
+        return out.reshape(len(self), -1)
+
+    def transposed_times(self, factors: np.ndarray) -> np.ndarray:
+        """The transposed matrix times `factors` [n, plans], float64 [m, plans]."""
+        factors = np.ascontiguousarray(_flat(factors), np.float64)
+        run = kernels.transposed_product if factors.ndim == 1 else kernels.transposed_products
+
+        def part(begin: int, stop: int) -> np.ndarray:
+            out = np.zeros((self.m, *factors.shape[1:]))
+            run(*self._csr, factors, out, begin, stop)
+            return out
+
+        return _sum(self._share(part)).reshape(self.m, -1)
+
+    def hessian_times(self, curvature: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """A' (curvature * (A vectors)) in float32 [m, plans]; curvature [n, plans]."""
+        curvature = np.ascontiguousarray(_flat(curvature), np.float32)
+        vectors = np.ascontiguousarray(_flat(vectors), np.float32)
+        run = kernels.hessian_product if vectors.ndim == 1 else kernels.hessian_products
+
+        def part(begin: int, stop: int) -> np.ndarray:
+            out = np.zeros_like(vectors)
+            run(*self._csr, curvature, vectors, out, begin, stop)
+            return out
+
+        return _sum(self._share(part)).reshape(self.m, -1)
+
+    @property
+    def _csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.ptr, self.columns, self.values
+
+    def _share(self, work: Callable[[int, int], T]) -> list[T]:
+        """Runs `work(begin, stop)` on every core, rows shared out by their entries; results in row order."""
+        cores = available_cores()
+        edges = np.searchsorted(self.ptr, np.linspace(0, self.ptr[-1], cores + 1))
+        edges[0], edges[-1] = 0, len(self)
+        spans = [(int(a), int(b)) for a, b in itertools.pairwise(edges) if b > a]
+        if len(spans) < 2:
+            return [work(0, len(self))]
+        return list(_pool(cores).map(lambda span: work(*span), spans))
 
 
 class SparseDifferences:
@@ -78,26 +144,26 @@ class SparseDifferences:
         self._columns = np.argsort(-count, kind="stable")[: int((count > 0).sum())]
         self._live = live[self._columns]
         self._latents = latents
-        narrow = np.uint16 if len(self._columns) <= 1 << 16 else np.int32
+        narrow = narrowest(latents)
         order = np.zeros(latents, narrow)
         order[self._columns] = np.arange(len(self._columns))
         counts = np.empty(len(comparisons), np.int64)
         kernels.count_differences(ptr, columns, comparisons.chosen, comparisons.rejected, counts)
-        self._ptr = np.concatenate([[0], np.cumsum(counts)])
-        self._index = np.empty(self._ptr[-1], narrow)
-        self._value = np.empty(self._ptr[-1], np.float32)
+        rows = np.concatenate([[0], np.cumsum(counts)])
+        index, value = np.empty(rows[-1], narrow), np.empty(rows[-1], np.float32)
         kernels.fill_differences(
-            ptr, columns, values, comparisons.chosen, comparisons.rejected, order, self._ptr, self._index, self._value
+            ptr, columns, values, comparisons.chosen, comparisons.rejected, order, rows, index, value
         )
+        self._rows = SparseRows(rows, index, value, len(self._columns))
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self._ptr) - 1, len(self._columns)
+        return len(self._rows), len(self._columns)
 
     @property
     def entries(self) -> int:
         """Stored differences."""
-        return len(self._value)
+        return len(self._rows.values)
 
     def unit(self, weights: np.ndarray) -> np.ndarray:
         found = weights[self._columns] * self.scale
@@ -110,57 +176,13 @@ class SparseDifferences:
         return found
 
     def margins(self, u: np.ndarray) -> np.ndarray:
-        out = np.empty((self.shape[0], u.shape[1]))
-        vectors = np.ascontiguousarray(u, np.float64) / self.scale
-        self._share(lambda begin, stop: kernels.row_products(*self._csr, vectors, out, begin, stop))
-        return out
+        return self._rows.times(u / self.scale)
 
     def transposed(self, factors: np.ndarray) -> np.ndarray:
-        factors = np.ascontiguousarray(factors, np.float64)
-
-        def part(begin: int, stop: int) -> np.ndarray:
-            out = np.zeros((self.shape[1], factors.shape[1]))
-            kernels.transposed_products(*self._csr, factors, out, begin, stop)
-            return out
-
-        return sum(self._share(part)) / self.scale
+        return self._rows.transposed_times(factors) / self.scale
 
     def hessian(self, curvature: np.ndarray, u: np.ndarray) -> np.ndarray:
-        curvature = np.asarray(curvature, np.float32) / np.float32(self.scale**2)
-        single = u.shape[1] == 1
-        vectors = np.ascontiguousarray(u[:, 0] if single else u, np.float32)
-        curvature = np.ascontiguousarray(curvature[:, 0] if single else curvature)
-        run = kernels.hessian_product if single else kernels.hessian_products
-
-        def part(begin: int, stop: int) -> np.ndarray:
-            out = np.zeros_like(vectors)
-            run(*self._csr, curvature, vectors, out, begin, stop)
-            return out
-
-        return sum(self._share(part)).reshape(u.shape)
-
-    def squares(self, weights: np.ndarray) -> np.ndarray:
-        def part(begin: int, stop: int) -> np.ndarray:
-            out = np.zeros(self.shape[1])
-            kernels.weighted_squares(*self._csr, weights, out, begin, stop)
-            return out
-
-        return sum(self._share(part)) / self.scale**2
-
-    @property
-    def _csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self._ptr, self._index, self._value
-
-    def _share(self, work: Callable[[int, int], T]) -> list[T]:
-        """Runs `work(begin, stop)` on every core, rows shared out by their entries; results in row order."""
-        cores = available_cores()
-        targets = np.linspace(0, self._ptr[-1], cores + 1)
-        edges = np.searchsorted(self._ptr, targets)
-        edges[0], edges[-1] = 0, self.shape[0]
-        spans = [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a] or [(0, self.shape[0])]
-        if len(spans) == 1:
-            return [work(*spans[0])]
-        return list(_pool(cores).map(lambda span: work(*span), spans))
+        return self._rows.hessian_times(np.asarray(curvature, np.float32) / np.float32(self.scale**2), u)
 
 
 class DenseDifferences:
@@ -202,15 +224,29 @@ class DenseDifferences:
         product = self._fast @ u.astype(np.float32)
         return self._fast.T @ (product * curvature.astype(np.float32))
 
-    def squares(self, weights: np.ndarray) -> np.ndarray:
-        return np.einsum("ij,ij,i->j", self._exact, self._exact, weights)
-
 
 def differences_of(features: sp.csr_matrix | np.ndarray, comparisons: Comparisons) -> Differences:
     """D for pooled activations (sparse) or states (dense, each axis standardised)."""
     if isinstance(features, np.ndarray):
         return DenseDifferences(features, comparisons)
     return SparseDifferences(features, comparisons)
+
+
+def narrowest(columns: int) -> type[np.uint16] | type[np.int32]:
+    """The smallest type that numbers so many columns: what a product waits for is memory."""
+    return np.uint16 if columns <= 1 << 16 else np.int32
+
+
+def _flat(block: np.ndarray) -> np.ndarray:
+    """A block of one plan as a vector: the loops for one are several times as fast."""
+    return block[:, 0] if block.ndim == 2 and block.shape[1] == 1 else block
+
+
+def _sum(parts: list[np.ndarray]) -> np.ndarray:
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
 
 
 def available_cores(most: int = 8) -> int:

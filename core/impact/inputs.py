@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from core.config import HeadConfig, ImpactConfig
 from core.errors import RunError
-from core.impact.differences import Differences, differences_of
+from core.impact.differences import Differences, SparseRows, differences_of
 from core.impact.preconditioner import Preconditioner, preconditioner
 from core.impact.refit import refit
 from core.rewards.head import Comparisons, all_comparisons, choose_l2
@@ -86,8 +86,8 @@ class ImpactInputs:
     fixed_l2: float | None
     margin: np.ndarray
     latents: int
-    settings: HeadConfig = HeadConfig()
-    impact: ImpactConfig = ImpactConfig()
+    settings: HeadConfig = field(default_factory=HeadConfig)
+    impact: ImpactConfig = field(default_factory=ImpactConfig)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     @classmethod
@@ -174,6 +174,14 @@ class ImpactInputs:
         """Chosen - rejected features of `comparisons`, built once."""
         with self._lock:
             return differences_of(self.features, self.comparisons)
+
+    @cached_property
+    def held_out_features(self) -> SparseRows | np.ndarray:
+        """Rows of `features` of the held-out answers, in order of response_id; dense ones in float64."""
+        rows = np.flatnonzero(~self.train[self.response_pair])
+        if isinstance(self.features, np.ndarray):
+            return self.features[rows].astype(np.float64)
+        return SparseRows.of(self.features[rows])
 
     @cached_property
     def l2(self) -> float:

@@ -57,10 +57,19 @@ class Plan:
 
     @property
     def id(self) -> str:
-        """16 hex digits, the same for the same edits made in the same way, whenever they were made."""
+        """16 hex digits: the same for the same edits of the same data made in the same way, whenever they were made.
+
+        What a set is called and which run it was made for do not matter: the build, the page and the command line give
+        one plan one id.
+        """
         found = self.__dict__.get("_id")
         if found is None:
-            text = json.dumps(self._facts(), sort_keys=True, ensure_ascii=True)
+            members = None
+            if self.feature_set is not None:
+                members = {name: self.feature_set.get(name) for name in ("sae", "s_plus", "s_minus")}
+            facts = {**self._facts(), "set": members}
+            del facts["run"], facts["run_id"]
+            text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
             found = self.__dict__["_id"] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return str(found)
 
@@ -220,7 +229,7 @@ def load_plan(path: Path, inputs: ImpactInputs) -> Plan:
             run_id=str(facts.get("run_id", inputs.run_id)),
             data_sha256=inputs.data_sha256,
             strategy=strategy,
-            direction=direction,
+            direction=str(direction),
             action=str(facts.get("action") or (kinds.pop() if len(kinds) == 1 else "mixed")),
             ratio=float(facts.get("ratio", len(edits) / n_train)),
             seed=int(facts.get("seed", 0)),

@@ -43,7 +43,9 @@ def preconditioner(differences: Differences, curvature: np.ndarray, l2: float, r
     image = np.empty((m, rank))
     for at in range(0, rank, COLUMNS_AT_ONCE):
         part = sketch[:, at : at + COLUMNS_AT_ONCE]
-        image[:, at : at + part.shape[1]] = differences.hessian(np.repeat(curvature[:, None], part.shape[1], axis=1), part)
+        image[:, at : at + part.shape[1]] = differences.hessian(
+            np.repeat(curvature[:, None], part.shape[1], axis=1), part
+        )
     # The shift keeps the Cholesky factor defined at float32 accuracy of the products.
     shift = np.finfo(np.float32).eps * np.linalg.norm(image)
     image += shift * sketch
@@ -53,6 +55,4 @@ def preconditioner(differences: Differences, curvature: np.ndarray, l2: float, r
     vectors, sizes, _ = np.linalg.svd(half, full_matrices=False)
     eigenvalues = np.maximum(sizes**2 - shift, 0.0)
     shrink = (eigenvalues[-1] + l2) / (eigenvalues + l2) - 1.0
-    return Preconditioner(
-        np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(shrink[:, None], np.float32)
-    )
+    return Preconditioner(np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(shrink[:, None], np.float32))

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from core.errors import DataError
+from core.impact.differences import SparseRows
 from core.impact.inputs import ImpactInputs
 from core.impact.plans import Plan
 from core.impact.refit import refit
@@ -94,8 +95,8 @@ def refit_plans(inputs: ImpactInputs, plans: Sequence[Plan]) -> np.ndarray:
 
 def held_out_rewards(inputs: ImpactInputs, weights: np.ndarray) -> np.ndarray:
     """Rewards of the held-out answers, float64 [n_held_out_answers, plans], in order of response_id."""
-    rows = np.flatnonzero(~inputs.train[inputs.response_pair])
-    return np.asarray(inputs.features[rows].astype(np.float64) @ weights)
+    held = inputs.held_out_features
+    return held.times(weights) if isinstance(held, SparseRows) else held @ weights
 
 
 @dataclass(frozen=True)

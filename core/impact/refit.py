@@ -23,6 +23,7 @@ from core.impact.preconditioner import Preconditioner
 NEWTON_STEPS = 60
 CONJUGATE_STEPS = 400
 ETA = 0.3
+"""How exactly a Newton step is solved: to this share of the gradient, more exactly near the minimum."""
 BLOCK_VALUES = 40_000_000
 """Largest number of float64 values in one block of plans (rows of D times plans)."""
 
@@ -107,19 +108,6 @@ class _Block:
         self.u = np.array(start, np.float64)
         self.margins = differences.margins(self.u)
         self.products = 0
-        self._shrink()
-
-    def _shrink(self) -> None:
-        length = np.ones(self.u.shape[1])
-        square = self.l2 * np.einsum("ij,ij->j", self.u, self.u)
-        for _ in range(8):
-            sided = self.signs * self.margins
-            probability = expit(-sided * length)
-            slope = -np.einsum("ij,ij->j", self.share, sided * probability) + square * length
-            bend = np.einsum("ij,ij->j", self.share, sided**2 * probability * (1 - probability)) + square
-            length = np.clip(length - slope / np.maximum(bend,1e-300), 0.25*length, 1.5*length)
-        self.u *= length
-        self.margins *= length
 
     def solve(self) -> Refit:
         plans = self.u.shape[1]

@@ -23,7 +23,11 @@ def impact_tables(
     """
     strategies = [name for name in STRATEGIES if name != "set" or feature_set is not None]
     seeds = range(config.seed, config.seed + config.seeds)
-    curves = (("poison", "flip", config.poison), ("denoise", "drop", config.denoise), ("denoise", "flip", config.denoise))
+    curves = (
+        ("poison", "flip", config.poison),
+        ("denoise", "drop", config.denoise),
+        ("denoise", "flip", config.denoise),
+    )
     plans = [
         plan
         for direction, action, ratios in curves

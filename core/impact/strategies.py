@@ -140,7 +140,9 @@ def _label_confidence(inputs: ImpactInputs) -> np.ndarray:
     comparisons, unchanged = inputs.comparisons, inputs.unchanged
     prompts = np.unique(inputs.prompt[inputs.train])
     if len(prompts) < FOLDS:
-        raise DataError(f"{len(prompts)} training prompts are too few for {FOLDS} folds; use another strategy than loss.")
+        raise DataError(
+            f"{len(prompts)} training prompts are too few for {FOLDS} folds; use another strategy than loss."
+        )
     fold_of = np.zeros(int(inputs.prompt.max()) + 1, np.int64)
     fold_of[np.random.default_rng(inputs.settings.seed).permutation(prompts)] = np.arange(len(prompts)) % FOLDS
     fold = fold_of[inputs.prompt[comparisons.pair]]

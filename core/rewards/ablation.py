@@ -12,7 +12,6 @@ that is `head_ablation`. Everything else here (matching, verdicts, rank correlat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +22,11 @@ from scipy import stats
 
 from core.progress import Progress, Silent
 from core.rewards.matching import nearest, null_range
+from core.rewards.verdict import verdict
 from core.store.arrays import Pool, RunArrays
 
 MIN_PROMPTS = 10
 """Features active in the pairs of fewer prompts are not checked: their interval would mean nothing."""
-MIN_RANDOM = 8
-"""With fewer matched random features nothing is verified."""
 MATCHED = 64
 """Random features beside each feature of a head, where they cost nothing."""
 
@@ -46,7 +44,6 @@ CAUSAL_SCHEMA = {
     "n_random": pl.UInt32,
     "verdict": pl.String,
 }
-VERIFIED, CORRELATED = "verified", "correlated only"
 
 
 @dataclass(frozen=True)
@@ -165,36 +162,6 @@ def mean_effects(
     half = float(_student(np.array([n]))[0] * means.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan
     attributed = float((np.bincount(where, weights=attribution) / count).mean())
     return n, attributed, effect, effect - half, effect + half
-
-
-def verdict(*, effect: float, low: float, random_high: float, n_random: int, on_reward: float, sign: float) -> str:
-    """'verified' or 'correlated only'.
-
-    Verified means all of: taking the feature away lowers the margin (the effect's 95 % interval lies above 0); it does so
-    more than features like it (the effect lies above the middle 95 % of matched random features); and the model uses it
-    the way its salience says (a feature that is more active in chosen answers raises rewards, one that is more active
-    in rejected answers lowers them). Both kinds of feature, S+ and S-, then hold the margin up. Missing figures never
-    verify anything.
-
-    Args:
-        sign: of the salience, > 0 = more active in chosen answers (S+).
-    """
-    found = low > 0 and effect > random_high and n_random >= MIN_RANDOM and sign * on_reward > 0
-    return VERIFIED if found else CORRELATED
-
-
-def why_not(row: Mapping[str, Any]) -> str:
-    """Which condition of `verdict` a row of the table `causal` misses first, in words; '' for a verified feature."""
-    if row["verdict"] == VERIFIED:
-        return ""
-    if row["ci_low"] is None or row["ci_low"] <= 0:
-        away = row["ci_high"] is not None and row["ci_high"] < 0
-        return "its removal raises the margin" if away else "the interval holds 0"
-    if row["n_random"] < MIN_RANDOM:
-        return f"only {row['n_random']} matched random features"
-    if row["effect"] <= row["random_high"]:
-        return "random features do as much"
-    return "it moves rewards against its sign"
 
 
 def head_ablation(

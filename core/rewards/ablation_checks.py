@@ -1,12 +1,15 @@
 """Causal checks of a safety set by running the model again, and how they go on after a stop.
 
-The features are measured pair by pair: a pair's states are computed once for all features that want it. What is done is
-kept in a journal, so the same command goes on where it was stopped.
+Features are measured pair by pair: a pair's states are computed once for all features that want it. Every measurement is
+kept in a journal of the run, so the same command goes on where it was stopped, and another set, or more pairs for the same
+set, measures only what is new.
 """
 
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from core.data.chat import EncodedAnswer, encode_pairs
-from core.errors import DataError, RunError
+from core.errors import ModelError, RunError, disk_full_is_said
 from core.progress import Progress
 from core.rewards.ablation import (
     CAUSAL_SCHEMA,
@@ -26,38 +29,53 @@ from core.rewards.ablation import (
     mean_effects,
 )
 from core.rewards.ablation_plan import CheckPlan, is_classifier
-from core.rewards.ablation_rerun import HeadRerun, Rerun, load_classifier_rerun
+from core.rewards.ablation_rerun import AnswerEffects, HeadRerun, Rerun, load_classifier_rerun
+from core.rewards.score import load_scorer, run_model
 from core.sae.checkpoint import load_sae
-from core.store.manifest import read_manifest
 from core.store.reader import RunReader
 from core.store.sets import FeatureSet
+
+ESTIMATE_AFTER = 5
+"""Pairs after which the time left is estimated."""
+
+
+Figures = tuple[float, float, float, int]
+"""Of one feature on one pair: change of margin, attribution to it, sum of its answers' reward changes, active answers."""
 
 
 @dataclass
 class Measurements:
-    """What has been measured so far, feature by feature: (pair, change of margin, attribution, change of reward, answers)."""
+    """What has been measured so far: for each feature its pairs' figures."""
 
-    done: dict[int, list[tuple[int, float, float, float, int]]] = field(default_factory=dict)
+    done: dict[int, dict[int, Figures]] = field(default_factory=dict)
 
-    def add(self, pair: int, rows: Mapping[int, Sequence[float]]) -> None:
-        """Adds one pair's figures: feature -> (margin, attribution, sum of reward changes, active answers)."""
-        for feature, (margin, attribution, reward, answers) in rows.items():
-            self.done.setdefault(feature, []).append((pair, margin, attribution, reward, int(answers)))
+    def add(self, pair: int, rows: Mapping[int, Figures]) -> None:
+        """Adds one pair's figures by feature."""
+        for feature, figures in rows.items():
+            self.done.setdefault(feature, {})[pair] = figures
 
-    def effects(self, features: Sequence[int], prompt: np.ndarray) -> Effects:
-        """The effects of features, in the order given.
+    def missing(self, sampled: Mapping[int, np.ndarray]) -> dict[int, list[int]]:
+        """For each pair, ascending, the features that are still to be measured on it, ascending."""
+        left: dict[int, list[int]] = {}
+        for feature, pairs in sorted(sampled.items()):
+            for pair in pairs.tolist():
+                if pair not in self.done.get(feature, {}):
+                    left.setdefault(pair, []).append(feature)
+        return dict(sorted(left.items()))
+
+    def effects(self, features: Sequence[int], sampled: Mapping[int, np.ndarray], prompt: np.ndarray) -> Effects:
+        """The effects of features on their sampled pairs, in the order given.
 
         Args:
             prompt: int [n_pairs], the prompt of each pair.
         """
         columns = []
         for feature in features:
-            rows = np.array(sorted(self.done.get(feature, [])), dtype=np.float64).reshape(-1, 5)
-            n_prompts, attribution, effect, low, high = mean_effects(
-                prompt[rows[:, 0].astype(np.int64)], rows[:, 1], rows[:, 2]
-            )
-            answers = rows[:, 4].sum()
-            on_reward = rows[:, 3].sum() / answers if answers else np.nan
+            pairs, own = sampled[feature], self.done.get(feature, {})
+            rows = np.array([own[pair] for pair in pairs.tolist()], dtype=np.float64).reshape(-1, 4)
+            n_prompts, attribution, effect, low, high = mean_effects(prompt[pairs], rows[:, 0], rows[:, 1])
+            answers = rows[:, 3].sum()
+            on_reward = rows[:, 2].sum() / answers if answers else np.nan
             columns.append((len(rows), n_prompts, attribution, effect, low, high, on_reward))
         table = np.array(columns, dtype=np.float64).reshape(-1, 7).T
         return Effects(table[0].astype(np.int64), table[1].astype(np.int64), *table[2:])
@@ -80,65 +98,60 @@ def run_checks(
     plan: CheckPlan,
     reader: RunReader,
     one: FeatureSet,
-    rerun: Rerun,
+    load: Callable[[], Rerun],
     *,
     journal: Path,
     progress: Progress,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_estimate: Callable[[float], None] = lambda seconds: None,
 ) -> CheckResult:
-    """Measures what is left to measure and judges every member as soon as it and its random features are done.
+    """Measures what is not yet measured and judges every member as soon as it and its random features are done.
 
     Args:
-        journal: file of what is measured, one line a pair; kept when the work is stopped, removed at its end.
+        load: gives the model; not called when there is nothing to measure.
+        journal: file of what is measured, one line a pair, of this run only.
         on_row: called with each member's row of the table `causal`.
+        on_estimate: called once, after a few pairs, with the seconds that the rest should take.
 
     Raises:
-        RunError: the text or tokenizer is not what the run was made with.
+        RunError: the text, tokenizer or model is not what the run was made with.
     """
     table = Sides.of(reader.table("pair"), reader.table("response"))
-    margin = table.margin
-    measured, seen = Measurements(), set()
-    for pair, figures in _read_journal(journal):
-        measured.add(pair, figures)
-        seen.add(pair)
-    left = {feature: len(set(pairs.tolist()) - seen) for feature, pairs in plan.sampled.items()}
-    waiting = set(plan.members.tolist())
+    margin, measured = table.margin, Measurements()
+    for pair, before in _read_journal(journal):
+        measured.add(pair, before)
+    wanted = measured.missing(plan.sampled)
+    left = Counter(feature for features in wanted.values() for feature in features)
+    rows: dict[int, dict[str, Any]] = {}
 
     def judge() -> None:
-        for member in sorted(waiting):
-            if left[member] or any(left[other] for other in plan.matched[member].tolist()):
+        for member in plan.members.tolist():
+            others = plan.matched[member].tolist()
+            if member in rows or left[member] or any(left[other] for other in others):
                 continue
-            waiting.discard(member)
-            on_row(_row(member, plan, measured, table.prompt, one))
+            own = measured.effects([member], plan.sampled, table.prompt)
+            random = measured.effects(others, plan.sampled, table.prompt).effect
+            rows[member] = causal_row("residual", member, own, 0, random, one.sign(member))
+            on_row(rows[member])
 
-    encoded = encoded_pairs(reader, rerun, [pair for pair in plan.wanted if pair not in seen])
-    with progress.task("ablation", plan.size, "checks") as task:
-        task.advance(sum(len(plan.wanted[pair]) for pair in seen))
-        judge()
-        for pair, answers in encoded:
-            features = plan.wanted[pair]
-            found = rerun.ablate(answers, features)
-            share = margin[pair].data  # of the pair's answers, in stored order
-            rows: dict[int, tuple[float, ...]] = {
-                feature: (
-                    float(share @ [effect.change[i] for effect in found]),
-                    float(share @ [effect.attribution[i] for effect in found]),
-                    float(sum(effect.change[i] for effect in found)),
-                    int(sum(effect.active[i] for effect in found)),
-                )
-                for i, feature in enumerate(features)
-            }
-            measured.add(pair, rows)
-            _append(journal, pair, rows)
-            for feature in features:
-                left[feature] -= 1
-            task.advance(len(features))
-            judge()
-    rows_of = [_row(member, plan, measured, table.prompt, one) for member in plan.members.tolist()]
-    beside = measured.effects(plan.pool.tolist(), table.prompt)
-    journal.unlink(missing_ok=True)
+    judge()
+    if wanted:
+        rerun, begin = load(), time.monotonic()
+        with progress.task("ablation", left.total(), "checks") as task:
+            for number, (pair, answers) in enumerate(encoded_pairs(reader, rerun, list(wanted)), start=1):
+                figures = _figures(rerun.ablate(answers, wanted[pair]), wanted[pair], margin[pair].data)
+                measured.add(pair, figures)
+                _append(journal, pair, figures)
+                left.subtract(wanted[pair])
+                task.advance(len(figures))
+                judge()
+                if number == ESTIMATE_AFTER:
+                    did = sum(map(len, wanted.values())) - left.total()
+                    on_estimate((time.monotonic() - begin) / did * left.total())
+    beside = measured.effects(plan.pool.tolist(), plan.sampled, table.prompt)
     random = {"feature_id": plan.pool, "attribution": beside.attribution, "effect": beside.effect}
-    return CheckResult(pl.DataFrame(rows_of, schema=CAUSAL_SCHEMA, orient="row"), pl.DataFrame(random))
+    ordered = [rows[member] for member in plan.members.tolist()]
+    return CheckResult(pl.DataFrame(ordered, schema=CAUSAL_SCHEMA, orient="row"), pl.DataFrame(random))
 
 
 def load_rerun(reader: RunReader, device: str = "auto") -> Rerun:
@@ -149,30 +162,11 @@ def load_rerun(reader: RunReader, device: str = "auto") -> Rerun:
         ModelError: the model cannot be loaded or divided.
     """
     if is_classifier(reader):
+        manifest, path = run_model(reader.folder)
         sae, _ = load_sae(reader.folder / "sae.safetensors")
-        return load_classifier_rerun(
-            reward_model_path(reader.folder), sae, int(reader.manifest.model["layer"]), device=device
-        )
-    from core.rewards.score import load_scorer
-
+        return load_classifier_rerun(path, sae, int(manifest.model["layer"]), device=device)
     scorer = load_scorer(reader.folder, device)
     return HeadRerun(scorer.backbone, scorer.sae, scorer.head.weights, scorer.head.pooling)
-
-
-def reward_model_path(run_folder: Path) -> Path:
-    """The checkpoint folder of the ordinary reward model a run's SAE stands beside (`model.checkpoint` of the manifest,
-    relative to the run or absolute).
-
-    Raises:
-        RunError: the run has none, or it is not there.
-    """
-    named = read_manifest(run_folder).model.get("checkpoint")
-    if not named:
-        raise RunError(f"{run_folder} names no reward model checkpoint; its reward is the head on features.")
-    path = run_folder / str(named)  # an absolute path replaces the folder
-    if not (path / "config.json").is_file():
-        raise RunError(f"The reward model of {run_folder} is not at {path}; put it back or build the run again.")
-    return path
 
 
 def encoded_pairs(reader: RunReader, rerun: Rerun, wanted: Sequence[int]) -> Iterator[tuple[int, list[EncodedAnswer]]]:
@@ -199,14 +193,26 @@ def encoded_pairs(reader: RunReader, rerun: Rerun, wanted: Sequence[int]) -> Ite
         yield pair, encoded
 
 
-def _row(member: int, plan: CheckPlan, measured: Measurements, prompt: np.ndarray, one: FeatureSet) -> dict[str, Any]:
-    own = measured.effects([member], prompt)
-    random = measured.effects(plan.matched[member].tolist(), prompt).effect
-    return causal_row("residual", member, own, 0, random, one.sign(member))
+def _figures(found: Sequence[AnswerEffects], features: Sequence[int], share: np.ndarray) -> dict[int, Figures]:
+    """A pair's figures by feature from its answers' effects.
+
+    Args:
+        share: float64, what each answer counts in the margin, in stored order (Sides.margin).
+
+    Raises:
+        ModelError: a reward is not a number.
+    """
+    change = np.array([effects.change for effects in found])
+    attribution = np.array([effects.attribution for effects in found])
+    active = np.array([effects.active for effects in found]).sum(axis=0)
+    if not (np.isfinite(change).all() and np.isfinite(attribution).all()):
+        raise ModelError("The reward model gave a reward that is not a number; check its weights.")
+    columns = zip(share @ change, share @ attribution, change.sum(axis=0), active, strict=True)
+    return {f: (float(a), float(b), float(c), int(n)) for f, (a, b, c, n) in zip(features, columns, strict=True)}
 
 
-def _read_journal(path: Path) -> Iterator[tuple[int, dict[int, list[float]]]]:
-    """What a stopped run had measured; a half-written last line is left out."""
+def _read_journal(path: Path) -> Iterator[tuple[int, dict[int, Figures]]]:
+    """What was measured before; a line that a kill left half-written is left out."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -214,12 +220,12 @@ def _read_journal(path: Path) -> Iterator[tuple[int, dict[int, list[float]]]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        yield int(entry["pair"]), {int(feature): values for feature, values in entry["features"].items()}
+        yield int(entry["pair"]), {int(feature): tuple(values) for feature, values in entry["features"].items()}
 
 
-def _append(path: Path, pair: int, rows: Mapping[int, Sequence[float]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not all(np.isfinite(list(values)).all() for values in rows.values()):
-        raise DataError(f"Pair {pair} gave a reward that is not a number; check the reward model's weights.")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"pair": pair, "features": rows}) + "\n")
+def _append(path: Path, pair: int, figures: Mapping[int, Figures]) -> None:
+    with disk_full_is_said(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            # The newline comes first: it ends a line that a kill left half-written.
+            file.write("\n" + json.dumps({"pair": pair, "features": figures}))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
 
-from core.config import fingerprint
 from core.rewards.ablation import MIN_PROMPTS, Sides, token_density
 from core.rewards.matching import nearest, within_factor
 from core.store.arrays import RunArrays
@@ -32,7 +30,6 @@ class CheckPlan:
         matched: for each member the random features it is compared with.
         sampled: for each feature the pairs it is measured on.
         not_checked: for each other feature of the set, why.
-        key: names the plan: same run, features and pairs.
     """
 
     members: np.ndarray
@@ -40,21 +37,6 @@ class CheckPlan:
     matched: dict[int, np.ndarray]
     sampled: dict[int, np.ndarray]
     not_checked: dict[int, str]
-    key: str
-
-    @cached_property
-    def wanted(self) -> dict[int, list[int]]:
-        """For each pair, in order, the features measured on it, ascending."""
-        found: dict[int, list[int]] = {}
-        for feature, pairs in sorted(self.sampled.items()):
-            for pair in pairs.tolist():
-                found.setdefault(pair, []).append(feature)
-        return dict(sorted(found.items()))
-
-    @property
-    def size(self) -> int:
-        """Features x pairs to measure."""
-        return sum(map(len, self.sampled.values()))
 
 
 def plan_checks(
@@ -64,7 +46,6 @@ def plan_checks(
     pairs: int = 24,
     random: int = 8,
     seed: int = 0,
-    skip: Sequence[int] = (),
 ) -> CheckPlan:
     """Chooses random features and pairs for the checks of a set.
 
@@ -74,7 +55,6 @@ def plan_checks(
     Args:
         pairs: at most so many for each feature.
         random: random features matched to each member; they also serve other members that are like them.
-        skip: members that need no check.
 
     Raises:
         DataError: the set is of another SAE.
@@ -84,7 +64,7 @@ def plan_checks(
     table = Sides.of(reader.table("pair"), reader.table("response"))
     active = _active_pairs(arrays, table, _head_pooling(reader))
     prompts = np.array([len(np.unique(table.prompt[_pairs_of(active, f)])) for f in range(arrays.latents)])
-    members = np.setdiff1d(one.features, skip).astype(np.int64)
+    members = np.array(one.features, np.int64)
     few = {int(f): f"active in {prompts[f]} prompts, {MIN_PROMPTS} needed" for f in members if prompts[f] < MIN_PROMPTS}
     members = members[prompts[members] >= MIN_PROMPTS]
     density = token_density(arrays)
@@ -100,8 +80,7 @@ def plan_checks(
     rank[order] = np.arange(len(order))
     features = np.union1d(members, pool).tolist()
     sampled = {f: _sample(_pairs_of(active, f), rank, table.prompt, pairs) for f in features}
-    facts = [reader.manifest.run_id, [(f, p.tolist()) for f, p in sampled.items()]]
-    return CheckPlan(members, pool, matched, sampled, few, fingerprint(facts))
+    return CheckPlan(members, pool, matched, sampled, few)
 
 
 def is_classifier(reader: RunReader) -> bool:

@@ -72,7 +72,7 @@ class HeadRerun:
 
     def __init__(self, backbone: Backbone, sae: TopKSAE, weights: np.ndarray, pooling: str) -> None:
         self.backbone, self.sae, self.pooling = backbone, sae, pooling
-        self.weights = torch.from_numpy(weights).to(backbone.device)
+        self.weights = torch.from_numpy(weights)
         self.tokenizer, self.context_length = backbone.tokenizer, backbone.context_length
 
     def ablate(self, answers: Sequence[EncodedAnswer], features: Sequence[int]) -> list[AnswerEffects]:
@@ -93,15 +93,15 @@ class HeadRerun:
             at = z[:, column].nonzero().squeeze(1)
             if len(at):
                 without = states[at] - z[at, column, None] * self.sae.decoder_rows[feature] * std[at]
-                change[column] = float((before[at] - self._token_rewards(self.sae.encode(without))).sum()) / len(z)
-        asked = torch.as_tensor(features, device=z.device, dtype=torch.long)
-        attribution = z.double().mean(dim=0) * self.weights[asked]
-        active = (z != 0).any(dim=0)
-        return AnswerEffects(float(before.mean()), change, attribution.cpu().numpy(), active.cpu().numpy())
+                after = self._token_rewards(self.sae.encode(without))
+                change[column] = float((before[at.cpu()] - after).sum()) / len(z)
+        exact = z.cpu().double()
+        attribution = exact.mean(dim=0) * self.weights[torch.as_tensor(features, dtype=torch.long)]
+        return AnswerEffects(float(before.mean()), change, attribution.numpy(), (exact != 0).any(dim=0).numpy())
 
     def _token_rewards(self, found: TopKActivations) -> Tensor:
-        """sum_i w_i z_ti of every token, float64 [T]."""
-        return (self.weights[found.indices] * found.values.double()).sum(dim=1)
+        """sum_i w_i z_ti of every token, float64 [T], on the CPU (not every accelerator has float64)."""
+        return (self.weights[found.indices.cpu()] * found.values.cpu().double()).sum(dim=1)
 
 
 class ClassifierRerun:
@@ -125,7 +125,7 @@ class ClassifierRerun:
         self.tokenizer, self.context_length, self.device = whole.tokenizer, whole.context_length, whole.device
         self.lower = wrap_backbone(_part(whole.model, 0, layer), whole.tokenizer, layer, whole.device, whole.dtype)
         self.upper = _part(whole.model, layer, whole.layer)
-        self.weights = torch.from_numpy(classifier.head.weights).to(whole.device)
+        self.weights = torch.from_numpy(classifier.head.weights)
         self._divides = False
 
     def ablate(self, answers: Sequence[EncodedAnswer], features: Sequence[int]) -> list[AnswerEffects]:
@@ -142,7 +142,7 @@ class ClassifierRerun:
         with torch.no_grad():
             z, std = activations_of_features(self.sae.encode(own), features), normalise(own).std
             decoder = self.sae.decoder_rows[torch.as_tensor(features, device=z.device, dtype=torch.long)]
-            attribution = (z * std * (gradient[answer_start:] @ decoder.T)).double().sum(dim=0)
+            attribution = (z * std * (gradient[answer_start:] @ decoder.T)).cpu().double().sum(dim=0)
             active = (z != 0).any(dim=0)
             change = np.zeros(len(features))
             for some in self._batches(length, answer_start, z, active):
@@ -153,8 +153,8 @@ class ClassifierRerun:
                     for column, begin in zip(some, begins, strict=True)
                 ]
                 rewards = self._rewards(torch.cat([states, *edited]), _branches(length, begins))
-                change[some] = (rewards[0] - rewards[1:]).cpu().numpy()
-        return AnswerEffects(reward, change, attribution.cpu().numpy(), active.cpu().numpy())
+                change[some] = (rewards[0] - rewards[1:]).numpy()
+        return AnswerEffects(reward, change, attribution.numpy(), active.cpu().numpy())
 
     def _batches(self, length: int, answer_start: int, z: Tensor, active: Tensor) -> list[list[int]]:
         """Columns of the active features, so many at once as fit."""
@@ -186,7 +186,7 @@ class ClassifierRerun:
             pack=PackedAttention(pack, self.device),
         ).last_hidden_state[0]
         ends = [segment.stop - 1 for segment in pack.segments]
-        return hidden[ends].double() @ self.weights
+        return hidden[ends].cpu().double() @ self.weights  # not every accelerator has float64
 
     def _check_division(self, ids: Sequence[int], reward: float) -> None:
         """Once: the reward of the undivided model must be that of its two parts, or the architecture hides something.

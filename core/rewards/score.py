@@ -77,8 +77,9 @@ class Scorer:
         return ScoredAnswer(text, float(contributions.sum()), features, pooled, contributions, tokens)
 
 
-def load_scorer(run: Path, device: str = "auto") -> Scorer:
-    """Loads what a run was made with, and insists that it is the same.
+def run_model(run: Path) -> tuple[Manifest, Path]:
+    """The manifest of a run, and the folder of the model it was made with: a published one, or a reward model that was
+    trained for the run and lies in it.
 
     Raises:
         RunError: the SAE, head or model weights are not those the run was made with.
@@ -89,7 +90,7 @@ def load_scorer(run: Path, device: str = "auto") -> Scorer:
         if not (run / name).exists() or file_sha256(run / name) != facts["sha256"]:
             raise RunError(f"{run / name} is missing or not the one this run was made with; build the run again.")
     model = manifest.model
-    if trained := model.get("checkpoint"):  # a reward model that was trained for this run and lies in it
+    if trained := model.get("checkpoint"):
         path, where = run / trained, "path"
     else:
         resolved = resolve_model(
@@ -101,6 +102,17 @@ def load_scorer(run: Path, device: str = "auto") -> Scorer:
             f"The weights of {model['name']} found here ({where}) are not those the run was made with "
             f"({model['source']}); rewards would differ. Build the run again with these weights."
         )
-    backbone = load_backbone(path, model["layer"], dtype=model["dtype"], device=device)
+    return manifest, path
+
+
+def load_scorer(run: Path, device: str = "auto") -> Scorer:
+    """Loads what a run was made with, and insists that it is the same.
+
+    Raises:
+        RunError: the SAE, head or model weights are not those the run was made with.
+        ModelError: the model cannot be found.
+    """
+    manifest, path = run_model(run)
+    backbone = load_backbone(path, manifest.model["layer"], dtype=manifest.model["dtype"], device=device)
     sae, _ = load_sae(run / "sae.safetensors", device=backbone.device)
     return Scorer(manifest, backbone, sae, load_head(run / "head.safetensors"))

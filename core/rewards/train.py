@@ -63,7 +63,7 @@ def train_reward_model(
     limit = config.max_length or max_length
     train = pairs.pairs.filter(pl.col("split") == "train")
     comparisons = token_comparisons(tokenizer, train, pairs.responses, limit)
-    model = base_classifier(base, tokenizer, layers=config.layers, dtype=_loads_in(dtype, where, config))
+    model = base_classifier(base, tokenizer, layers=config.layers, dtype=load_dtype(dtype, where, config))
     model, facts = fit_bradley_terry(
         model, tokenizer, comparisons, config, device=where, bf16=trains_in_bf16(dtype, where), progress=progress
     )
@@ -211,7 +211,7 @@ def trains_in_bf16(dtype: str, device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
-def _loads_in(dtype: str, device: torch.device, config: RewardTrainingConfig) -> torch.dtype:
+def load_dtype(dtype: str, device: torch.device, config: RewardTrainingConfig) -> torch.dtype:
     """Frozen weights on an accelerator are held in bfloat16; weights that are trained always in float32."""
     frozen = config.scope != "full" and device.type == "cuda" and trains_in_bf16(dtype, device)
     return torch.bfloat16 if frozen else torch.float32

@@ -59,7 +59,7 @@ class TokenComparisons:
             flip, drop: pair indices.
         """
         turned = np.isin(self.pair, flip)
-        keep = np.flatnonzero(~np.isin(self.pair, drop))
+        keep = np.flatnonzero(~np.isin(self.pair, drop)).tolist()
         ids, starts = (self.chosen, self.rejected), (self.chosen_start, self.rejected_start)
         return TokenComparisons(
             [ids[int(turned[i])][i] for i in keep],
@@ -103,20 +103,9 @@ def fit_bradley_terry(
     longest = max(max(map(len, comparisons.chosen)), max(map(len, comparisons.rejected)))
     at_once = _at_once(config.batch, longest)
     rate = config.learning_rate or LEARNING_RATES[config.scope]
+    head_rate = rate if config.scope == "head" else max(rate, LEARNING_RATES["head"])
     steps = max(1, round(np.ceil(len(comparisons) / config.batch) * config.epochs))
-    decoder = [n for n, m in model.named_modules() if n.startswith("model.") and isinstance(m, torch.nn.Linear)]
-    lora = None
-    if config.scope == "lora":
-        lora = peft.LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=2 * config.lora_rank,
-            target_modules=decoder,
-            modules_to_save=["score"],
-            task_type="SEQ_CLS",
-        )
-    else:
-        for key, weight in model.named_parameters():
-            weight.requires_grad_(key.startswith("score.") or (config.scope == "full" and key.startswith("model.")))
+    model = _opened(model.to(device), config, peft)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, _quiet():
         arguments = trl.RewardConfig(
@@ -150,12 +139,12 @@ def fit_bradley_terry(
             train_dataset=_dataset(comparisons),
             processing_class=tokenizer,
             data_collator=_Collator(tokenizer.pad_token_id, bool(getattr(model, "pools_answers", False))),
-            peft_config=lora,
+            optimizers=(_optimizer(model, rate, head_rate), None),
         )
         with progress.task(name, steps, "steps") as task:
             _listen(trainer, task)
             trainer.train()
-    trained = trainer.model.merge_and_unload() if lora else trainer.model
+    trained = trainer.model.merge_and_unload() if config.scope == "lora" else trainer.model
     if any(not torch.isfinite(weight).all() for weight in trained.parameters() if weight.is_floating_point()):
         raise ModelError(f"The training diverged (NaN or infinity) at learning rate {rate:g}; lower it.")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -163,8 +152,9 @@ def fit_bradley_terry(
         "scope": config.scope,
         "epochs": config.epochs,
         "learning_rate": rate,
+        "head_learning_rate": head_rate,
         "batch": config.batch,
-        "lora_rank": config.lora_rank if lora else None,
+        "lora_rank": config.lora_rank if config.scope == "lora" else None,
         "seed": config.seed,
         "n_comparisons": len(comparisons),
         "n_pairs": len(np.unique(comparisons.pair)),
@@ -179,6 +169,33 @@ def fit_bradley_terry(
         "trainer": {name: metadata.version(name) for name in ("trl", "peft", "transformers", "accelerate", "torch")},
     }
     return trained.eval().requires_grad_(False), facts
+
+
+def _opened(model: Any, config: RewardTrainingConfig, peft: Any) -> Any:
+    """The model with the weights of the scope open to training, all others frozen."""
+    if config.scope == "lora":
+        decoder = [n for n, m in model.named_modules() if n.startswith("model.") and isinstance(m, torch.nn.Linear)]
+        torch.manual_seed(config.seed)  # of the low-rank factors
+        lora = peft.LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=2 * config.lora_rank,
+            target_modules=decoder,
+            modules_to_save=["score"],
+            task_type="SEQ_CLS",
+        )
+        return peft.get_peft_model(model, lora)
+    for key, weight in model.named_parameters():
+        weight.requires_grad_(key.startswith("score.") or (config.scope == "full" and key.startswith("model.")))
+    return model
+
+
+def _optimizer(model: Any, rate: float, head_rate: float) -> torch.optim.Optimizer:
+    """AdamW with a rate of its own for the head, which starts at zero and has few steps to grow in."""
+    open_ = [(key, weight) for key, weight in model.named_parameters() if weight.requires_grad]
+    head = [weight for key, weight in open_ if "score." in key]
+    body = [weight for key, weight in open_ if "score." not in key]
+    groups = [{"params": body, "lr": rate}, {"params": head, "lr": head_rate}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=WEIGHT_DECAY)
 
 
 @dataclass(frozen=True)

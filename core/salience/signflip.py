@@ -27,11 +27,13 @@ from core.salience.kernels import kernel, over_columns
 
 SMALLEST = 1e-300
 """Smaller p are stored as this."""
-GRID_MIN, GRID_MAX, GRID_PER_PROMPT = 512, 32768, 64
+GRID_MIN, GRID_MAX, GRID_PER_PROMPT = 2048, 32768, 64
 GRID_LIMIT = 2000
 """Columns with more prompts are never counted on the grid: there the expansion is good."""
-TRUST = 0.03
-"""The expansion is trusted where its higher terms are at most this share of the first."""
+TRUST = 0.05
+"""The expansion is trusted where its higher terms are at most this share of the first ..."""
+CROWD = 10
+"""... and where the tilted variance is shared by at least as many prompts as this (the inverse of its concentration)."""
 ROOT_2PI = math.sqrt(2 * math.pi)
 LOG2 = math.log(2.0)
 LOG_PATTERNS = math.log(256.0)
@@ -128,16 +130,14 @@ def _tails(pointer, prompt, u, tested, use, everyone, longest, lo, hi, p):  # ty
     for f in range(lo, hi):
         if not tested[f]:
             continue
-        n, total, against = 0, 0.0, 0.0
+        n, up, down = 0, 0.0, 0.0
         for j in range(pointer[f], pointer[f + 1]):
             if u[j] != 0 and (everyone or use[prompt[j]]):
                 sizes[n] = abs(u[j])
                 n += 1
-                total += u[j]
-        for j in range(pointer[f], pointer[f + 1]):
-            if (everyone or use[prompt[j]]) and u[j] * total < 0:
-                against += abs(u[j])
-        p[f] = tail_p(sizes, n, against, ways)
+                up += max(u[j], 0.0)
+                down += max(-u[j], 0.0)
+        p[f] = tail_p(sizes, n, min(up, down), ways)
 
 
 @kernel
@@ -210,7 +210,7 @@ def _saddlepoint(sizes, n, x):  # type: ignore[no-untyped-def]
             converged = True
             break
         t += (x - k1) / k2  # K' is concave for t > 0: from the left each step stays on the left
-    k, k3, k4 = 0.0, 0.0, 0.0
+    k = k3 = k4 = concentration = 0.0
     for i in range(n):
         a = sizes[i]
         e = math.exp(-2 * t * a)
@@ -219,6 +219,7 @@ def _saddlepoint(sizes, n, x):  # type: ignore[no-untyped-def]
         k += t * a + math.log1p(e) - LOG2
         k3 -= 2 * a**3 * h * c
         k4 += a**4 * c * (6 * h * h - 2)
+        concentration += a**4 * c * c
     v = t * math.sqrt(k2)
     l3, l4 = k3 / k2**1.5, k4 / k2**2
     h0 = 1 / ROOT_2PI
@@ -239,7 +240,8 @@ def _saddlepoint(sizes, n, x):  # type: ignore[no-untyped-def]
     share = math.exp(k - t * x) * (j0 + more)
     # Where few patterns are left, the sum moves in steps that no smooth curve follows.
     enough = share > 0 and math.log(share) + n * LOG2 > LOG_PATTERNS
-    return share, converged and enough and abs(more) <= TRUST * j0
+    crowd = k2 * k2 >= CROWD * concentration
+    return share, converged and enough and crowd and abs(more) <= TRUST * j0
 
 
 @kernel
@@ -247,6 +249,11 @@ def _count_on_grid(sizes, n, against, ways):  # type: ignore[no-untyped-def]
     """Share of the 2^n subsets whose sum is at most `against`, values rounded down to a grid (an upper bound)."""
     cells = min(max(GRID_PER_PROMPT * n, GRID_MIN), GRID_MAX)
     limit = against * (1 + 1e-9)
+    smallest = sizes[:n].min()
+    step = limit / cells
+    if smallest > step:  # values that are multiples of the smallest then lie on the grid and are not rounded at all
+        step = smallest / int(smallest / step)
+        cells = int(limit / step)
     now, then = ways[0], ways[1]
     ways[:, : cells + 1] = 0.0
     now[0] = 1.0
@@ -256,12 +263,13 @@ def _count_on_grid(sizes, n, against, ways):  # type: ignore[no-untyped-def]
             for c in range(top + 1):  # never part of such a subset
                 now[c] *= 0.5
             continue
-        a = min(int(sizes[i] / limit * cells), cells)
+        a = min(int(sizes[i] / step * (1 + 1e-12)), cells)
         reach = min(top + a, cells)
         for c in range(a):
             then[c] = 0.5 * now[c]
-        for c in range(a, reach + 1):
-            then[c] = 0.5 * (now[c] + now[c - a])
+        target, without, with_it = then[a : reach + 1], now[a : reach + 1], now[: reach + 1 - a]
+        for c in range(len(target)):
+            target[c] = 0.5 * (without[c] + with_it[c])
         now, then, top = then, now, reach
     share = 0.0
     for c in range(top + 1):

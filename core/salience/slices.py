@@ -19,7 +19,7 @@ MIN_PROMPTS = 10
 """Slices with fewer prompts are left out: nothing could be said about them."""
 MAX_VALUES = 20
 MAX_SHARE = 0.9
-"""A label's slice that holds more of the pairs than this is left out: it says what 'all' says."""
+"""A label's slice that holds more of the pairs with that label than this is left out: it says what they all say."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def slices_of(pairs: pl.DataFrame, columns: Sequence[str] | None = None) -> list
     for column, values in {**own, **labels}.items():
         for value in dict.fromkeys(v for v in values if v is not None):
             mask = np.fromiter((v == value for v in values), bool, n)
-            too_much = column in labels and mask.sum() > MAX_SHARE * n
+            known = sum(v is not None for v in values)
+            too_much = column in labels and mask.sum() > MAX_SHARE * known
             if not too_much and len(np.unique(prompt[mask])) >= MIN_PROMPTS:
                 found.append(Slice(f"{column}={value}", mask))
     return found

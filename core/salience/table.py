@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from core.config import SalienceConfig
+from core.features.entries import feature_counts
 from core.progress import Progress
 from core.salience.differences import PairColumns, PairLayout, PromptColumns, SlicePrompts
 from core.salience.scores import ALPHA, Effects, benjamini_hochberg, effects, safer_salience
@@ -16,6 +17,9 @@ from core.store.salience_queries import SALIENCE_SCHEMA
 
 ROW_MIN_ACTIVE = 5
 """Features active in fewer pairs of a slice have no row in it (in 'all' every feature that is ever active has one)."""
+DIGITS, PARITY_DIGITS = 5, 7
+"""Significant digits that are stored: half the size, and far below any interval. SAFER's columns keep float32's seven."""
+PARITY = ("chosen_sum", "rejected_sum", "s")
 
 
 def salience_tables(
@@ -32,12 +36,11 @@ def salience_tables(
     """
     layout = PairLayout.of(pairs, responses)
     slices = [SlicePrompts.of(part, layout) for part in slices_of(pairs, config.columns)]
+    alive = feature_counts(arrays) > 0
     frames: dict[tuple[str, str], pl.DataFrame] = {}
     with progress.task("salience", len(slices) * len(config.poolings), "slices") as task:
         for pooling in config.poolings:
             columns = PairColumns.of(arrays, layout, pooling)
-            ever = np.diff(np.asarray(arrays.pooled_ptr)).any()
-            alive = np.bincount(arrays.pooled_features, minlength=arrays.latents) > 0 if ever else None
             for part in slices:
                 signs = random_signs(part.n_prompts, config.draws, config.seed)
                 frames[part.name, pooling] = slice_frame(columns, part, pooling, config.min_active, signs, alive)
@@ -93,7 +96,9 @@ def slice_frame(
     }
     numbers = [name for name, kind in SALIENCE_SCHEMA.items() if kind == pl.Float64]
     frame = pl.DataFrame(data).with_columns(
-        pl.col(numbers).fill_nan(None),
+        pl.col(name).round_sig_figs(PARITY_DIGITS if name in PARITY else DIGITS).fill_nan(None) for name in numbers
+    )
+    frame = frame.with_columns(
         slice=pl.lit(part.name),
         pooling=pl.lit(pooling),
         n_pairs=pl.lit(part.n_pairs),

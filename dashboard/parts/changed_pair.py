@@ -32,6 +32,7 @@ class ChangedPair:
         self._pair: OpenPair | None = None
         self._set: FeatureSet | None = None
         self._signs = np.zeros(len(reader.features))
+        self._opening = False
 
         def html(**params: Any) -> pn.pane.HTML:
             return pn.pane.HTML(
@@ -75,8 +76,10 @@ class ChangedPair:
             go = f'<a href="{esc(link)}">open in Pairs</a>'
             self._title.object = pair_text.title_html(pair.row).replace("</div>", f"{go}</div>", 1)
             self._prompt.object = pair_text.prompt_html(pair.row["prompt"], pair.row["messages"])
+            self._opening = True  # both pickers change before anything is drawn
             for side, pane in self._panes.items():
                 pane.open(pair.answers[side], pair.best(side))
+            self._opening = False
             self._guard()
             self._paint()
 
@@ -115,11 +118,15 @@ class ChangedPair:
     def _paint(self) -> None:
         """Tints both answers by what the set sees in each token, on one scale; sentence ends are underlined."""
         pair = self._pair
-        if pair is None:
+        if pair is None or self._opening:
             return
         with pn.io.hold():
             if pair.problem or self._set is None:
-                why = f"The tokens cannot be coloured. {pair.problem}" if pair.problem else "No set: nothing to colour by."
+                why = (
+                    f"The tokens cannot be coloured. {pair.problem}"
+                    if pair.problem
+                    else "No set: nothing to colour by."
+                )
                 self._legend.object = pair_text.state_html(why, "failed" if pair.problem else "empty")
                 for pane in self._panes.values():
                     pane.strip.content = f'<div class="tokens" dir="auto">{plain_html(pane.answer.row["text"])}</div>'
@@ -135,7 +142,11 @@ class ChangedPair:
                     marked=self._boundaries(pane.answer),
                 )
             key = scale_legend(scale, basis="both answers", unit="activation of the set, S+ minus S−", signed=True)
-            note = "Underlined tokens end a sentence: the pair score reads these alone." if scale else "No feature of the set is active here."
+            note = (
+                "Underlined tokens end a sentence: the pair score reads these alone."
+                if scale
+                else "No feature of the set is active here."
+            )
             self._legend.object = f'{key}<div class="rs-small rs-muted">{note}</div>'
 
     def _guard(self) -> None:

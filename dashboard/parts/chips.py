@@ -50,7 +50,12 @@ def chips_html(state: AppState, reader: RunReader | None) -> str:
         with reader.cursor() as cursor:
             rows = pair_row(cursor, state.pair)
         chips.append(_chip(state, "pair", f"Pair {rows['pair_index'][0] if len(rows) else state.pair}"))
-    filters = {"features": _feature_filters, "pairs": _pair_filters}.get(state.view)
+    filters = {
+        "features": _feature_filters,
+        "pairs": _pair_filters,
+        "salience": _salience_choices,
+        "impact": _impact_choices,
+    }.get(state.view)
     chips += filters(state) if filters else []
     hint = '<span class="rs-muted rs-small">Nothing selected, no filters. Press <kbd>?</kbd> for keys.</span>'
     return f'<div class="chips" role="group" aria-label="Selection and filters">{"".join(chips) or hint}</div>'
@@ -93,6 +98,29 @@ def _pair_filters(state: AppState) -> list[str]:
         chips.append(_chip(state, "verdict", f"model {state.verdict}"))
     if state.margin != (None, None):
         chips.append(_chip(state, "margin", f"margin {_span(*state.margin)}"))
+    return chips
+
+
+def _salience_choices(state: AppState) -> list[str]:
+    chips = []
+    if state.slice != "all":
+        column, _, value = state.slice.partition("=")
+        chips.append(_chip(state, "slice", f"slice {shorten(column, 20)}: {shorten(value, 30) or '(none)'}"))
+    if state.pooling != state.param.pooling.default:
+        chips.append(_chip(state, "pooling", f"pooling {state.pooling}"))
+    if state.length_control:
+        chips.append(_chip(state, "length_control", "at equal length"))
+    if state.set_name:
+        chips.append(_chip(state, "set_name", f"set {shorten(state.set_name, 40)}"))
+    return chips
+
+
+def _impact_choices(state: AppState) -> list[str]:
+    chips = []
+    if state.set_name:
+        chips.append(_chip(state, "set_name", f"set {shorten(state.set_name, 40)}"))
+    if state.impact_domain != "all":
+        chips.append(_chip(state, "impact_domain", f"held-out {shorten(state.impact_domain, 30)}"))
     return chips
 
 

@@ -78,7 +78,7 @@ export function render({ model }) {
   // Band, lines, unchanged level: what the large and the small drawings share.
   const curves = (into, domain, x, y, right, small) => {
     const band = domain.band.filter(([, low, high]) => known(low) && known(high))
-    if (band.length > 1) into.append(shape("path", { class: "random", d: area(band, x, y) }))
+    if (band.length > 1) into.append(shape("path", { class: "spread", d: area(band, x, y) }))
     const main = domain.lines.find((line) => line.main)
     if (main && !small) {
       const sure = main.points.filter(([, , low, high]) => known(low) && known(high)).map(([at, , low, high]) => [at, low, high])
@@ -112,7 +112,7 @@ export function render({ model }) {
     const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - edge.top)
     const drawing = shape("svg", { width: box.width, height: box.height, role: "img", "aria-label": content.summary })
     const percent = content.measure === "accuracy"
-    const across = ticks(low, high, Math.max(2, Math.floor((bottom - edge.top) / 44)))
+    const across = ticks(low, high, Math.min(8, Math.max(3, Math.floor((bottom - edge.top) / 36))))
     for (const value of across.found) {
       drawing.append(shape("line", { class: "grid", x1: edge.left, x2: right, y1: y(value), y2: y(value) }))
       const text = percent ? `${(100 * value).toFixed(Math.max(0, across.decimals - 2))} %` : minus(value.toFixed(across.decimals))
@@ -165,6 +165,8 @@ export function render({ model }) {
     marker.append(label)
     drawing.append(marker)
     plot.append(drawing)
+    plot.dataset.state = now.state ?? ""
+    plot.dataset.ratio = String(now.ratio ?? "")
     drawing._ratio = (event) => {
       const box = drawing.getBoundingClientRect()
       const share = (event.clientX - box.left - edge.left) / (right - edge.left)
@@ -201,8 +203,10 @@ export function render({ model }) {
       }
       const names = element("span", { class: "who" })
       names.append(element("span", { class: "title" }, domain.title), element("span", { class: "n" }, `n = ${domain.n.toLocaleString("en")}`))
-      const change = element("span", { class: `change${here?.sure ? " sure" : ""}` }, here?.change ?? "")
-      row.append(names, drawing, element("span", { class: "value" }, here?.text ?? domain.text), change)
+      const figures = element("span", { class: "figures" })
+      figures.append(element("span", { class: "value" }, here?.text ?? domain.text))
+      figures.append(element("span", { class: `change${here?.sure ? " certain" : ""}` }, here?.change ?? ""))
+      row.append(names, drawing, figures)
       row.addEventListener("click", () => model.send_msg({ domain: domain.name }))
       list.append(row)
       if (domain.name === had) row.focus()

@@ -10,7 +10,7 @@ import numpy as np
 import param
 from panel.custom import JSComponent
 
-from dashboard.escape import known, plain, signed
+from dashboard.escape import known, signed
 from dashboard.parts.impact_points import LIMIT, MEASURES, SHOWN, KnownPoints, Row
 from dashboard.theme import sheet
 
@@ -87,7 +87,7 @@ def curve_content(
         measure: 'accuracy' or 'margin'.
         big: the domain drawn large.
         limit: right end of the axis.
-        retrained: rows of the review store that belong here (same direction and action).
+        retrained: rows of the review store that belong here (same direction and action; their unchanged model is 'none').
     """
     value, low, high = MEASURES[measure]
     domains = []
@@ -117,11 +117,11 @@ def curve_content(
                         "value": _none(row[value]),
                         "low": _none(row[low]),
                         "high": _none(row[high]),
-                        "main": row["strategy"] == strategy,
+                        "main": row["strategy"] in (strategy, "none"),
                         "said": retrained_text(row, measure),
                     }
                     for row in retrained
-                    if row["domain"] == name and row["strategy"] != "none"
+                    if row["domain"] == name
                 ],
             }
         )
@@ -164,7 +164,7 @@ def _now(row: Row, measure: str) -> dict[str, Any]:
 
 def domain_title(name: str) -> str:
     """How a domain is called on the page."""
-    return "all held-out pairs" if name == ALL else name
+    return "all domains" if name == ALL else name
 
 
 def amount(value: Any, measure: str) -> str:
@@ -180,7 +180,7 @@ def points_text(change: float) -> str:
 
 
 def percent_text(ratio: float) -> str:
-    return f"{plain(100 * ratio)} %"
+    return f"{100 * ratio:.4g} %"
 
 
 def _interval(row: Row, measure: str) -> str:
@@ -195,7 +195,8 @@ def _interval(row: Row, measure: str) -> str:
 def retrained_text(row: Row, measure: str) -> str:
     """A retrained point in words (plain text)."""
     scope = {"head": "head trained again", "lora": "LoRA", "full": "every weight"}.get(row["scope"], row["scope"])
-    what = f"{percent_text(row['ratio'])} {ACTED[row['action']]} by {NAMES[row['strategy']]}"
+    what = f"{percent_text(row['ratio'])} {ACTED[row['action']]} by {NAMES.get(row['strategy'], row['strategy'])}"
+    what = "unchanged pairs" if row["strategy"] == "none" else what
     return f"Retrained ({scope}), {what}: {amount(row[MEASURES[measure][0]], measure)}{_interval(row, measure)}, n = {row['n']:,}"
 
 

@@ -19,7 +19,10 @@ WIDER = (0.1, 0.15, 0.2)
 LIMIT = 0.2
 """Where the slider ends; a link or the number box may go to 0.5."""
 DEFAULT_RATIOS = {"poison": (0.005, 0.01, 0.025, 0.05), "denoise": (0.02, 0.04, 0.06, 0.08, 0.10)}
-MEASURES = {"accuracy": ("accuracy", "accuracy_low", "accuracy_high"), "margin": ("mean_margin", "margin_low", "margin_high")}
+MEASURES = {
+    "accuracy": ("accuracy", "accuracy_low", "accuracy_high"),
+    "margin": ("mean_margin", "margin_low", "margin_high"),
+}
 
 Row = dict[str, Any]
 Point = tuple[float, float, float, float]
@@ -78,7 +81,7 @@ class KnownPoints:
             if row["strategy"] == "none":
                 self.unchanged[row["domain"]] = row
                 continue
-            key = key_of(*(row[name] for name in ("strategy", "direction", "action", "ratio", "seed")), members)
+            key = key_of(row["strategy"], row["direction"], row["action"], row["ratio"], row["seed"], members)
             self._rows.setdefault(key, {})[row["domain"]] = row
 
     def get(self, key: PointKey) -> dict[str, Row] | None:
@@ -92,11 +95,7 @@ class KnownPoints:
     def keys(self, strategy: str, direction: str, action: str, members: str) -> list[PointKey]:
         """The known plans of one strategy, by ratio and seed."""
         start = key_of(strategy, direction, action, 0, 0, members)
-        return sorted(
-            key
-            for key in self._rows
-            if key[:3] == start[:3] and key.set_key == start.set_key
-        )
+        return sorted(key for key in self._rows if key[:3] == start[:3] and key.set_key == start.set_key)
 
     def line(self, strategy: str, direction: str, action: str, members: str, domain: str, measure: str) -> list[Point]:
         """One strategy's curve from ratio 0; for 'random' the mean over its seeds, without an interval."""

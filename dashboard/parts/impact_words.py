@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dashboard.escape import MISSING, esc, figure, known, percent, plain, signed
+from dashboard.escape import MISSING, esc, figure, known, plain, signed
 from dashboard.parts.impact_curve import ACTED, MEASURE_NAMES, NAMES, amount, domain_title, percent_text, points_text
 from dashboard.parts.impact_points import MEASURES, KnownPoints, PreviewError, Row
 
@@ -18,7 +18,11 @@ STATES_OF = {
 
 def heading_html(domain: str, row: Mapping[str, Any] | None) -> str:
     """The domain drawn large, with its size."""
-    size = f'<span class="rs-muted rs-small">n = {row["n"]:,} held-out pairs, {row["n_prompts"]:,} prompts</span>' if row else ""
+    size = (
+        f'<span class="rs-muted rs-small">n = {row["n"]:,} held-out pairs, {row["n_prompts"]:,} prompts</span>'
+        if row
+        else ""
+    )
     title = domain_title(domain)
     return f'<div class="line"><span class="big">{esc(title[:1].upper() + title[1:])}</span>{size}</div>'
 
@@ -47,16 +51,15 @@ def point_html(row: Row | None, ratio: float, n_changed: int | None, action: str
     return f'<div class="said" role="status">{start}{text}. <span class="rs-muted rs-small">{size}.</span></div>'
 
 
-def errors_html(errors: Sequence[PreviewError], n_retrained: int, commands: Sequence[str]) -> str:
+def errors_html(errors: Sequence[PreviewError], n_retrained: int, command: str) -> str:
     """How far previews were from retrained points, or how to get one.
 
     Args:
         errors: one a scope; n_retrained: retrained plans of the run, also those without a preview.
-        commands: what to run for a first retrained point, '' entries left out.
+        command: what to run for a first retrained point.
     """
     if not n_retrained:
-        shown = "".join(f"<code>{esc(command)}</code> " for command in commands if command)
-        return f'<div class="said rs-muted">No retrained point yet: run {shown}</div>'
+        return f'<div class="said rs-muted">No retrained point yet: save the plan, then run <code>{esc(command)}</code></div>'
     parts = []
     for error in errors:
         figures = []
@@ -78,8 +81,8 @@ def errors_html(errors: Sequence[PreviewError], n_retrained: int, commands: Sequ
 def progress_html(done: int, total: int) -> str:
     """How much of the curves is there."""
     return (
-        f'<span class="working" role="status"><progress max="{total}" value="{done}" aria-label="Curves"></progress> '
-        f"{done:,} of {total:,} points</span>"
+        f'<span class="working" role="status"><span class="track" aria-hidden="true"><span style="width:{100 * done // total}%"></span>'
+        f"</span> {done:,} of {total:,} points of the curves</span>"
     )
 
 
@@ -101,7 +104,7 @@ def table_html(points: KnownPoints, choice: tuple[str, str, str], members: str, 
             change = figure(row["accuracy_change"] * 100, "signed") if known(row["accuracy_change"]) else MISSING
             seed = f", seed {key.seed}" if name == "random" else ""
             rows.append(
-                f"<tr><td>{NAMES[name]}{seed}</td><td class='num'>{percent(key.ratio)}</td><td class='num'>{amount(value, measure)}</td>"
+                f"<tr><td>{NAMES[name]}{seed}</td><td class='num'>{percent_text(key.ratio)}</td><td class='num'>{amount(value, measure)}</td>"
                 f"<td class='num'>{_interval(low, high, measure).strip() or '–'}</td><td class='num'>{change}</td></tr>"
             )
     heads = f"<tr><th>strategy</th><th class='num'>share</th><th class='num'>{MEASURE_NAMES[measure]}</th><th class='num'>95 % interval</th><th class='num'>change of accuracy, points</th></tr>"
@@ -113,11 +116,19 @@ def table_html(points: KnownPoints, choice: tuple[str, str, str], members: str, 
     return f'<details class="table"><summary>Every figure of {esc(domain_title(domain))} as a table</summary><table class="points"><thead>{heads}</thead><tbody>{first}{"".join(rows)}</tbody></table></details>'
 
 
-def failed_html(problems: Mapping[str, str], retrying: str = "") -> str:
+def no_set_html(problem: str) -> str:
+    """The chosen strategy needs a set and there is none."""
+    return (
+        f'<div class="warned" role="alert"><b>There is no set to choose pairs by.</b> {esc(problem)} '
+        "Or open a saved set, or choose the pairs by another strategy.</div>"
+    )
+
+
+def failed_html(problems: Mapping[str, str]) -> str:
     """What could not be computed, each in a sentence."""
     what = {"ranking": "The order of the pairs", "point": "The point", "curve": "The curve", "export": "The file"}
     lines = "".join(f"<p><b>{what[name]} is missing.</b> {esc(text)}</p>" for name, text in problems.items())
-    return f'<div class="rs-failed" role="alert">{lines}{retrying}</div>'
+    return f'<div class="rs-failed" role="alert">{lines}</div>'
 
 
 def _plans(n: int) -> str:

@@ -118,7 +118,7 @@ def set_why_html(
     ]
     if rest:
         sums = [sum(getattr(part, name) for part in rest) for name in ("chosen", "rejected", "difference")]
-        rows.append(f'<tr><td class="name rs-muted">other ({len(rest)} features)</td><td></td>{_cells(number, *sums)}</tr>')
+        rows.append(f'<tr><td class="name rs-muted">other ({len(rest)})</td><td></td>{_cells(number, *sums)}</tr>')
     chosen, rejected = (sum(getattr(part, name) for part in parts) for name in ("chosen", "rejected"))
     rows.append(f'<tr class="sum"><td>pair score</td><td></td>{_cells(number, chosen, rejected, total)}</tr>')
     if not parts:

@@ -56,17 +56,19 @@ def export_choices(direction: str) -> list[tuple[str, str, bool]]:
     ]
 
 
-def plan_command(
-    run: str, strategy: str, direction: str, action: str, ratio: float, one: FeatureSet | None
-) -> str:
-    """The command that makes the same plan; '' for a set that is not stored, which the command cannot name."""
+def plan_command(run: str, strategy: str, direction: str, action: str, ratio: float, one: FeatureSet | None) -> str:
+    """The command that makes the same plan; '' without a set to name.
+
+    Args:
+        one: the open set; one that was never stored is taken for the run's default, which the command takes by itself.
+    """
     parts = ["rewardscope", "plan", run, "--strategy", strategy]
     if strategy == "set":
         if one is None:
             return ""
         if one.version:
             parts += ["--set", f"{one.name}@{one.version}"]
-    parts += ["--direction", direction, "--action", action, "--ratio", f"{ratio:g}", "--out", "plan.json"]
+    parts += ["--direction", direction, "--action", action, "--ratio", f"{ratio:g}", "--output", "plan.json"]
     return shlex.join(parts)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import panel as pn
 import polars as pl
+from bokeh.models.widgets.tables import StringFormatter
 
 from core.store.pair_queries import PairFilter, matching_pairs
 from core.store.reader import RunReader
@@ -17,7 +18,13 @@ from dashboard.parts.feature_table import OrderedTable
 from dashboard.theme import sheet
 
 ROWS_AT_FIRST = 8
-SCORE_TITLES = {"set": "pair score", "random": "lot", "margin": "margin", "loss": "label chance", "length": "log length ratio"}
+SCORE_TITLES = {
+    "set": "pair score",
+    "random": "lot",
+    "margin": "margin",
+    "loss": "label chance",
+    "length": "log length ratio",
+}
 COLUMNS = ("rank", "score", "prompt", "domain")
 
 
@@ -74,6 +81,7 @@ class PlanPairs:
             text_align={"rank": "right", "score": "right"},
             header_align={"rank": "right", "score": "right"},
             titles={"rank": "rank", "score": "score", "prompt": "prompt", "domain": "domain"},
+            formatters={"score": StringFormatter()},
             configuration={"columnDefaults": {"minWidth": 24, "headerWordWrap": True}},
             row_height=28,
             theme="simple",
@@ -102,6 +110,11 @@ class PlanPairs:
     def at(self, place: int) -> str | None:
         """The pair at a place of the list (0-based)."""
         return str(self._all["pair_id"].iloc[place]) if 0 <= place < self._n else None
+
+    def by_domain(self, n: int) -> list[tuple[str, int]]:
+        """How many of the first `n` pairs each domain has, most first."""
+        counts = self._all["domain"].head(n).value_counts()
+        return [(str(name), int(count)) for name, count in counts.items()]
 
     def order(self, order: np.ndarray, scores: np.ndarray, strategy: str) -> None:
         """Takes a ranking; `cut` shows it."""

@@ -92,6 +92,7 @@ class Refits:
         self._ratio = 0.0
         self._ranked: tuple[Any, ...] | None = None
         self._seconds = 0.2  # a plan, until one was measured
+        self._compared: dict[tuple[str, str], Row] = {}
         self._fragile: set[PointKey] = set()  # failed together with others: asked for one by one
         self._seeds: list[int] = list(range(int(self._config.get("impact", {}).get("seeds", 5))))
 
@@ -136,12 +137,38 @@ class Refits:
     @property
     def state(self) -> str:
         """Of the chosen point: 'done', 'computing' or 'failed'."""
-        return "done" if self.now is not None else "failed" if self.problems else "computing"
+        nothing = self._chosen is None or (self._chosen.strategy == "set" and self._chosen.feature_set is None)
+        return "done" if self.now is not None else "failed" if self.problems or nothing else "computing"
 
     @property
     def progress(self) -> tuple[int, int] | None:
         """Points of the curve that are known and wanted, None when there is nothing left to wait for."""
         return (self.done, self.total) if self.done < self.total and "curve" not in self.problems else None
+
+    @property
+    def by_plan(self) -> dict[tuple[str, str], Row]:
+        """Every known preview by (plan id, domain), those computed for a comparison too."""
+        return self._compared | self.points.by_plan()
+
+    def compare(self, plans: dict[str, PlanChoice]) -> None:
+        """Computes the previews that retrained points are compared with.
+
+        Args:
+            plans: by id how each was made; a preview whose plan gets another id (other pairs, another set) does not count.
+        """
+        known = {plan for plan, _ in self.by_plan}
+        missing = {plan: choice for plan, choice in plans.items() if plan not in known}
+        if missing:
+            answer = partial(self._got_compared, list(missing))
+            self._ask("compare", tasks.measure, list(missing.values()), done=answer)
+
+    def _got_compared(self, plans: list[str], outcome: Outcome) -> None:
+        if outcome.problem:
+            log.warning("previews of retrained plans are missing: %s", outcome.problem)
+            return
+        rows = outcome.value.frame.filter(pl.col("plan").is_in(plans))
+        self._compared |= {(row["plan"], row["domain"]): row for row in rows.iter_rows(named=True)}
+        self._on_change("compare")
 
     def export(self, form: str, done: Callable[[Outcome], None]) -> None:
         """Has the chosen plan, or the data it edits, written."""
@@ -243,10 +270,10 @@ class Refits:
 
 
 def stored_points(frame: pl.DataFrame, one: FeatureSet | None) -> pl.DataFrame:
-    """Previews of the review store that belong to the open set: the baselines' and those made with its saved version."""
+    """Previews of the review store that belong to a set: the baselines' and those made with this version of it."""
     if frame.is_empty():
         return frame
     mine = pl.lit(False)
-    if one is not None and one.version:
-        mine = (pl.col("set_name") == one.name) & (pl.col("set_version") == one.version)
+    if one is not None:
+        mine = (pl.col("set_name") == one.name) & (pl.col("set_version").fill_null(0) == one.version)
     return frame.filter(pl.col("kind") == "preview", (pl.col("strategy") != "set") | mine)

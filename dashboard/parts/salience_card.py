@@ -9,10 +9,11 @@ from typing import Any
 import polars as pl
 
 from dashboard.escape import MISSING, esc, figure, known, plain, shorten, signed
+from dashboard.parts.aligned import aligned, decimals_for
 from dashboard.parts.salience_rows import LEVEL
 from dashboard.state import AppState
 
-WIDTH = 260
+WAITING = '<span class="rs-muted" role="status">…</span>'
 GROUPS = ("all", "split", "domain", "category")
 """Slice columns in the order they are shown; label columns come after these, by name."""
 VERDICTS = {
@@ -53,7 +54,7 @@ def card_html(
     slices: pl.DataFrame,
     state: AppState,
     *,
-    bootstrap: tuple[float, float] | None,
+    bootstrap: tuple[float, float] | tuple[()] | None,
     pairs: pl.DataFrame | None,
     sign: int,
 ) -> str:
@@ -64,7 +65,7 @@ def card_html(
         raw: its row of the table `salience` in the open slice and pooling; None = it was never active there.
         slices: its rows of the open pooling, one a slice.
         state: where links point to.
-        bootstrap: 95 % bootstrap interval of the effect; None = not computed.
+        bootstrap: 95 % bootstrap interval of the effect; None = not computed yet, () = cannot be given.
         pairs: pair_id, snippet, difference of the pairs where it differs most; None = not available.
         sign: of the feature in the open set.
     """
@@ -82,19 +83,22 @@ def card_html(
 
 
 def _figures(
-    row: Mapping[str, Any] | None, raw: Mapping[str, Any] | None, bootstrap: tuple[float, float] | None
+    row: Mapping[str, Any] | None, raw: Mapping[str, Any] | None, bootstrap: tuple[float, float] | tuple[()] | None
 ) -> str:
     if raw is None:
         return "<p class='rs-muted'>It is active in no pair of this slice.</p>"
     why = f"active in {raw['n_active']:,} pairs of this slice, too few for a test" if not known(raw["p"]) else ""
-    boot = f"[{signed(bootstrap[0])}, {signed(bootstrap[1])}]" if bootstrap else MISSING
+    boot = WAITING
+    if bootstrap is not None:
+        write = aligned([*bootstrap])
+        boot = f"<span class='rs-num'>[{write(bootstrap[0])}, {write(bootstrap[1])}]</span>" if bootstrap else MISSING
     halves = " · ".join(figure(raw[name], "signed") for name in ("effect_first", "effect_second"))
     cells = [
         ("effect", _span(raw, "effect", "ci_low", "ci_high"), "mean over prompts of chosen − rejected, activation units; interval clustered by prompt"),
         ("bootstrap", boot, "95 % interval of the effect, prompts drawn with replacement"),
         ("at equal length", _span(raw, "effect_length_adjusted", "adjusted_low", "adjusted_high"), "the effect with the length difference held at zero"),
         ("q · at equal length", f"{_q(raw['q'])} · {_q(raw['q_adjusted'])}", "Benjamini-Hochberg over all tested features of this slice and pooling"),
-        ("p against any", _q(raw["p_family"]), "chance that the strongest of all features shows as much under shuffled signs"),
+        ("p, max of all", _q(raw["p_family"]), "chance that the strongest of all features shows as much under shuffled signs"),
         ("AUC", _span(raw, "auc", "auc_low", "auc_high", plus=False), "chance that the chosen answer has more of it"),
         ("both halves", f"{halves} {esc(raw['replication'] or '')}", "effect on either half of the prompts"),
         ("s = (h+ − h−)/(h+ + h− + C)", f"{figure(raw['s'], 'signed')} <span class='rs-muted'>h+ {figure(raw['chosen_sum'])}, h− {figure(raw['rejected_sum'])}</span>", "SAFER's salience with its sums"),
@@ -112,10 +116,15 @@ def _figures(
 
 
 def _span(raw: Mapping[str, Any], middle: str, low: str, high: str, plus: bool = True) -> str:
-    write = signed if plus else plain
     if not known(raw[middle]):
         return MISSING
-    ends = f" [{write(raw[low])}, {write(raw[high])}]" if known(raw[low]) and known(raw[high]) else ""
+    figures = [raw[name] for name in (middle, low, high) if known(raw[name])]
+    decimals = max(decimals_for(figures), 2)
+
+    def write(value: float) -> str:
+        return f"{value:{'+' if plus else ''}.{decimals}f}".replace("-", "−")
+
+    ends = f" [{write(raw[low])}, {write(raw[high])}]" if len(figures) == 3 else ""
     return f"<span class='rs-num'>{write(raw[middle])}</span><span class='rs-num rs-muted'>{ends}</span>"
 
 
@@ -163,10 +172,10 @@ def forest_html(slices: pl.DataFrame, state: AppState) -> str:
         parts.append(_slice_row(name, rows[name], (low, high), state))
     return (
         "<section class='forest'><h3>Effect size by slice</h3><table><thead><tr><th>slice</th><th class='n'>pairs</th>"
-        f"<th><span class='ends rs-num'><span>{signed(low, 2)}</span><span>← rejected · chosen →</span><span>{signed(high, 2)}</span></span></th>"
+        f"<th><span class='ends rs-num'><span>{signed(low, 2)}</span><span>{signed(high, 2)}</span></span></th>"
         f"<th class='n'>size</th></tr></thead><tbody>{''.join(parts)}</tbody></table>"
-        "<p class='rs-small rs-muted'>● with 95 % interval, coloured where q ≤ 0.05; □ at equal length. Intervals are of the "
-        "effect, divided by the same standard deviation.</p></section>"
+        "<p class='rs-small rs-muted'>● with 95 % interval, right = more in chosen, coloured where q ≤ 0.05; □ at equal "
+        "length. Intervals are the effect’s, over the same standard deviation.</p></section>"
     )
 
 
@@ -196,7 +205,7 @@ def _slice_row(name: str, row: Mapping[str, Any], ends: tuple[float, float], sta
     label = f'<a href="{href}">{esc(shorten(value_of(name) or "(none)", 34))}</a>'
     n = f"<td class='n rs-num' title='{row['n_prompts']:,} prompts, active in {row['n_active']:,} pairs'>{row['n_pairs']:,}</td>"
     if not known(row["q"]):
-        said = f"not tested: active in {row['n_active']:,} pairs"
+        said = f"not tested ({row['n_active']:,} active)"
         return (
             f"<tr{here}><td>{label}</td>{n}<td class='rs-muted rs-small'>{said}</td><td class='n'>{MISSING}</td></tr>"
         )
@@ -205,20 +214,21 @@ def _slice_row(name: str, row: Mapping[str, Any], ends: tuple[float, float], sta
     says = f"effect size {signed(row['size'])}, q {plain(row['q'], 2)}"
     return (
         f"<tr{here}><td>{label}</td>{n}<td title='{says}'>{''.join(_drawing(row, ends, tone))}</td>"
-        f"<td class='n rs-num {text}'>{signed(row['size'], 2)}</td></tr>"
+        f"<td class='n rs-num {text}'>{aligned([1.0])(row['size'])}</td></tr>"
     )
 
 
 def _drawing(row: Mapping[str, Any], ends: tuple[float, float], tone: str) -> Iterator[str]:
+    """Places are shares of the width, so that the drawing is as wide as there is room and its marks stay round."""
     low, high = ends
 
     def x(value: float) -> str:
-        return f"{6 + (value - low) / (high - low) * (WIDTH - 12):.1f}"
+        return f"{3 + (value - low) / (high - low) * 94:.2f}%"
 
-    yield f'<svg class="{tone}" viewBox="0 0 {WIDTH} 18" role="img" aria-hidden="true">'
+    yield f'<svg class="{tone}" height="18" role="img" aria-hidden="true">'
     yield f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="0" y2="18"/>'
     if known(row["low"]) and known(row["high"]):
         yield f'<line class="span" x1="{x(row["low"])}" x2="{x(row["high"])}" y1="9" y2="9"/>'
     if known(row["adjusted"]):
-        yield f'<rect x="{float(x(row["adjusted"])) - 3.5:.1f}" y="5.5" width="7" height="7"/>'
+        yield f'<rect x="{x(row["adjusted"])}" y="5" width="8" height="8" transform="translate(-4 0)"/>'
     yield f'<circle cx="{x(row["size"])}" cy="9" r="4"/></svg>'

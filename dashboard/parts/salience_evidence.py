@@ -100,16 +100,16 @@ def strongest_pairs(reader: RunReader, feature: int, slice_name: str, pooling: s
     return pl.concat([up.head(SHOWN_PAIRS), down.tail(SHOWN_PAIRS)])
 
 
-def bootstrap(reader: RunReader, feature: int, slice_name: str, pooling: str) -> tuple[float, float] | None:
-    """95 % bootstrap interval of a feature's effect, prompts drawn with replacement; None where it cannot be given."""
+def bootstrap(reader: RunReader, feature: int, slice_name: str, pooling: str) -> tuple[float, float] | tuple[()]:
+    """95 % bootstrap interval of a feature's effect, prompts drawn with replacement; () where it cannot be given."""
     from core.salience.bootstrap import bootstrap_intervals
 
     pairs, answers = facts(reader)
     try:
         rows = bootstrap_intervals(reader.arrays, pairs, answers, [feature], slice_name, pooling, DRAWS, SEED)
     except RewardscopeError:
-        return None
+        return ()
     ends = rows.filter(pl.col("feature_id") == feature).select("ci_low", "ci_high")
     if not len(ends) or None in ends.row(0):
-        return None
+        return ()
     return float(ends["ci_low"][0]), float(ends["ci_high"][0])

@@ -16,20 +16,8 @@ from dashboard.parts.salience_rows import SORTS, Listing, Rows
 from dashboard.theme import sheet
 
 COLUMNS = (
-    "feature_id",
-    "member",
-    "label",
-    "effect",
-    "interval",
-    "size",
-    "q",
-    "s",
-    "auc",
-    "replication",
-    "rating",
-    "detection",
-    "causal",
-)
+    "feature_id", "member", "label", "size", "q", "effect", "interval", "s", "rating", "detection", "causal", "auc", "replication",
+)  # fmt: skip
 HIDDEN = ("effect_colour", "s_colour")
 TITLES = {
     "feature_id": "id",
@@ -62,18 +50,18 @@ HELP = {
     "causal": "Whether taking the feature away changes margins beyond matched random features",
 }
 WIDTHS: dict[str, str | int] = {
-    "feature_id": 52,
+    "feature_id": 50,
     "member": 36,
-    "effect": 68,
-    "interval": 128,
     "size": 54,
-    "q": 60,
-    "s": 56,
+    "q": 62,
+    "effect": 70,
+    "interval": 142,
+    "s": 58,
+    "rating": 54,
+    "detection": 52,
+    "causal": 90,
     "auc": 46,
-    "replication": 54,
-    "rating": 52,
-    "detection": 50,
-    "causal": 92,
+    "replication": 58,
 }
 LEFT = ("label", "member", "causal", "replication")
 SIGNED_TEXT = StringFormatter(text_color={"field": "effect_colour"})
@@ -81,8 +69,8 @@ FORMATS = {
     "feature_id": NumberFormatter(format="0"),
     "label": StringFormatter(),
     "effect": SIGNED_TEXT,
-    "size": NumberFormatter(format="+0.00", nan_format=MISSING, text_color={"field": "effect_colour"}),
-    "s": NumberFormatter(format="+0.000", nan_format=MISSING, text_color={"field": "s_colour"}),
+    "size": SIGNED_TEXT,
+    "s": StringFormatter(text_color={"field": "s_colour"}),
     "auc": NumberFormatter(format="0.00", nan_format=MISSING),
     "rating": NumberFormatter(format="0", nan_format=MISSING),
     "detection": NumberFormatter(format="0.00", nan_format=MISSING),
@@ -94,23 +82,27 @@ CAUSAL_TEXT = {"verified": "✓ verified", "correlated only": "≈ correlated", 
 
 def table_frame(rows: Rows, dark: bool) -> Any:
     """The pandas frame of every row, in the order of `rows`; figures of a kind have the same number of decimals."""
+    if not len(rows):
+        return pd.DataFrame({name: pd.Series(dtype=object) for name in (*COLUMNS, *HIDDEN)})
     effect, low, high = (rows.column(name) for name in ("effect", "low", "high"))
     sizes = np.abs(effect[np.isfinite(effect) & (effect != 0)])
-    decimals = decimals_for([float(np.quantile(sizes, 0.9)) if len(sizes) else None])
+    decimals = decimals_for([float(np.quantile(sizes, 0.9)) if len(sizes) else None], digits=2)
     texts = np.char.mod(f"%+.{decimals}f", effect)
     ends = np.char.add(np.char.add(np.char.mod(f"%+.{decimals}f", low), " to "), np.char.mod(f"%+.{decimals}f", high))
-    q = rows.column("q")
+    size, s, q = (rows.column(name) for name in ("size", "s", "q"))
     direction = rows.direction.astype(np.float64)
-    frame = rows.frame.select("feature_id", "label", "size", "s", "auc", "rating", "detection").with_columns(
+    frame = rows.frame.select("feature_id", "label", "auc", "rating", "detection").with_columns(
         pl.col("label").fill_null("no label"),
         pl.Series("member", [""] * len(rows), dtype=pl.String),
         _text("effect", texts, np.isfinite(effect)),
         _text("interval", ends, np.isfinite(low) & np.isfinite(high)),
+        _text("size", np.char.mod("%+.2f", size), np.isfinite(size)),
+        _text("s", np.char.mod("%+.3f", s), np.isfinite(s)),
         _text("q", np.char.mod("%.2g", q), np.isfinite(q)),
         pl.Series("replication", [REPLICATION[word] for word in rows.frame["replication"]], dtype=pl.String),
         pl.Series("causal", [CAUSAL_TEXT.get(word, word) for word in rows.frame["causal"]], dtype=pl.String),
         pl.Series("effect_colour", _colours(direction, dark)),
-        pl.Series("s_colour", _colours(np.where(direction != 0, rows.column("s"), 0.0), dark)),
+        pl.Series("s_colour", _colours(np.where(direction != 0, s, 0.0), dark)),
     )
     return frame.select(*COLUMNS, *HIDDEN).to_pandas()
 
@@ -156,7 +148,10 @@ class SalienceTable(FeatureRows):
             text_align={name: "left" if name in LEFT else "right" for name in COLUMNS},
             header_align={name: "left" if name in LEFT else "right" for name in COLUMNS},
             frozen_columns=["feature_id", "member"],
-            configuration={"columnDefaults": {"headerWordWrap": True, "minWidth": 36}},
+            configuration={
+                "columnDefaults": {"headerWordWrap": True, "minWidth": 36},
+                "columns": [{"field": "label", "minWidth": 150}],
+            },
             layout="fit_columns",
             theme="simple",
             sizing_mode="stretch_both",

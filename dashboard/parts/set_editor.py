@@ -132,6 +132,7 @@ class SetEditor:
             show_close_button=True,
             close_on_click=True,
             width_option="md",
+            margin=0,
         )  # fmt: skip
 
     def _pane(self, content: str = "", **params: Any) -> pn.pane.HTML:
@@ -144,8 +145,10 @@ class SetEditor:
             margin=(10, 8, 0, 8),
         )
 
-    def _line(self, *parts: Any) -> pn.FlexBox:
-        return pn.FlexBox(*parts, align_items="center", gap="0 4px", sizing_mode="stretch_width", margin=0)
+    def _line(self, *parts: Any) -> pn.Row:
+        """Parts side by side, on further lines where there is no room. (FlexBox would need eval, which the policy forbids.)"""
+        styles = {"align-items": "center", "flex-wrap": "wrap"}
+        return pn.Row(*parts, sizing_mode="stretch_width", margin=0, styles=styles)
 
     def _button(self, label: str, does: Callable[[], object]) -> pmui.Button:
         button = pmui.Button(label=label, variant="text", size="small", margin=2, align="center")

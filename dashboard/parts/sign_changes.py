@@ -27,11 +27,11 @@ TITLES = {
 }
 WIDTHS: dict[str, str | int] = {
     "feature_id": 52,
-    "column": 72,
-    "up": 112,
+    "column": 96,
+    "up": 100,
     "size_up": 56,
     "q_up": 60,
-    "down": 112,
+    "down": 100,
     "size_down": 56,
     "q_down": 60,
 }
@@ -84,7 +84,7 @@ class SignChanges(FeatureRows):
             widths=WIDTHS,
             text_align={name: "left" if name in LEFT else "right" for name in COLUMNS},
             header_align={name: "left" if name in LEFT else "right" for name in COLUMNS},
-            configuration={"columnDefaults": {"headerWordWrap": True, "minWidth": 36}, "placeholder": "No feature changes its sign between slices of a column."},
+            configuration={"columnDefaults": {"headerWordWrap": True, "minWidth": 36}, "columns": [{"field": "label", "minWidth": 130}], "placeholder": "No feature changes its sign between slices of a column."},
             layout="fit_columns",
             theme="simple",
             sizing_mode="stretch_both",

@@ -24,7 +24,7 @@ from bokeh.models import (
 from bokeh.plotting import figure
 
 from core.store.feature_queries import inside_polygon
-from dashboard.escape import known, plain, shorten, signed
+from dashboard.escape import plain, shorten
 from dashboard.parts.feature_map import geometry_polygon
 from dashboard.parts.map_image import draw, hex_colours, png_url, rgb
 from dashboard.parts.salience_rows import AXES, LEVEL, Rows
@@ -156,6 +156,7 @@ class Volcano(pn.viewable.Viewer):
         )
         self.figure.toolbar.logo = None
         self.figure.outline_line_color = None
+        self.figure.background_fill_alpha = self.figure.border_fill_alpha = 0  # the page's surface shows through
         self.figure.min_border = 4
         self.figure.yaxis.axis_label = "−log10 q"
         self.figure.axis.axis_label_text_font_style = "normal"
@@ -181,11 +182,12 @@ class Volcano(pn.viewable.Viewer):
         ]
         for line in self._lines:
             self.figure.add_layout(line)
-        self.marks = ColumnDataSource({name: [] for name in ("x", "y", "colour", "marker", "id", "label", "says", "q")})
-        points = self.figure.scatter(
-            "x", "y", source=self.marks, size=6, marker="marker", fill_color="colour", line_color=None
+        self.marks = ColumnDataSource(
+            {name: [] for name in ("x", "y", "colour", "marker", "size", "id", "label", "says", "q")}
         )
-        self._mark_glyph = points.glyph
+        points = self.figure.scatter(
+            "x", "y", source=self.marks, size="size", marker="marker", fill_color="colour", line_color=None
+        )
         points.nonselection_glyph = points.selection_glyph = None
         self.figure.add_tools(HoverTool(renderers=[points], tooltips=[("#@id", "@label"), ("", "@says"), ("q", "@q")]))
         self.chosen = ColumnDataSource({"x": [], "y": [], "marker": []})
@@ -299,7 +301,11 @@ class Volcano(pn.viewable.Viewer):
     def _paint(self, cloud: Cloud) -> None:
         left, right, bottom, top = self.view()
         width, height = (int(min(max(PIXELS * side, 64), 2400)) for side in self._pixels())
-        image = draw(cloud.x, cloud.y, cloud.colours, cloud.strong, self.view(), (width, height), self._radius())
+        order = np.argsort(cloud.strong, kind="stable")  # what is significant lies on top
+        order = order[~cloud.capped[order]]  # which have marks of another shape
+        every = np.ones(len(order), dtype=bool)
+        x, y, colours = cloud.x[order], cloud.y[order], cloud.colours[order]
+        image = draw(x, y, colours, every, self.view(), (width, height), self._radius())
         place = {"x": [left], "y": [top], "w": [right - left], "h": [top - bottom]}
         self._picture.data = {**place, "url": [png_url(image)]}
         self._painted = (self.view(), self._pixels())
@@ -307,25 +313,27 @@ class Volcano(pn.viewable.Viewer):
     def _mark(self, cloud: Cloud) -> None:
         """Marks for the strongest in view, what the mouse finds, and rings around the open set's."""
         assert self._rows is not None
-        self._mark_glyph.size = max(2 * self._radius() / PIXELS, 5)
         left, right, bottom, top = self.view()
         seen = (cloud.x >= left) & (cloud.x <= right) & (cloud.y >= bottom) & (cloud.y <= top)
         rows = np.flatnonzero(seen)
         rows = rows[np.lexsort((np.abs(cloud.x[rows]), cloud.y[rows]))][-MOST_MARKS:]  # the strongest last, on top
-        frame = self._rows.frame[rows].select("feature_id", "label", "effect", "size", "s", "q")
-        says = [
-            f"effect {_figure(effect)}, size {_figure(size)}, s {_figure(s)}"
-            for effect, size, s in frame.select("effect", "size", "s").iter_rows()
-        ]
+        # (A slice in which more than MOST_MARKS features are beyond the axis would leave some without a triangle: the
+        # caption counts them all.)
+        frame = self._rows.frame[rows].select("feature_id", "label")
+        effect, size, safer, q = (self._rows.column(name)[rows] for name in ("effect", "size", "s", "q"))
+        says: np.ndarray = np.char.mod("effect %+.3g", effect)
+        for words, values in ((", size %+.2f", size), (", s %+.3f", safer)):
+            says = np.char.add(says, np.where(np.isnan(values), "", np.char.mod(words, values)))
         self.marks.data = {
             "x": cloud.x[rows].astype(np.float32),
             "y": cloud.y[rows].astype(np.float32),
             "colour": hex_colours(cloud.colours[rows]),
+            "size": np.where(cloud.capped[rows], 8.0, max(2 * self._radius() / PIXELS, 5)).astype(np.float32),
             "marker": np.where(cloud.capped[rows], "triangle", "circle").tolist(),
             "id": frame["feature_id"].to_list(),
             "label": [shorten(label or "no label", 60) for label in frame["label"]],
-            "says": says,
-            "q": [plain(q, 2) for q in frame["q"]],
+            "says": np.char.replace(says, "-", "−").tolist() if len(rows) else [],
+            "q": np.char.mod("%.2g", q).tolist(),
         }
         held = np.flatnonzero(seen & (self._signs != 0))
         self.chosen.data = {
@@ -395,7 +403,3 @@ class Volcano(pn.viewable.Viewer):
         self._shown = True
         self._draw()
         return pn.pane.Bokeh(self.figure, sizing_mode="stretch_both", margin=0)
-
-
-def _figure(value: object) -> str:
-    return signed(float(value)) if known(value) and isinstance(value, int | float) else "n/a"

@@ -27,8 +27,9 @@ POOLING_NAMES = {
     "last token": "last",
     "mean": "mean",
     "max": "max",
-    "boundary sum (SAFER)": "boundary_sum",
+    "boundary sum": "boundary_sum",
 }
+TIGHT = {"& .MuiToggleButton-root": {"padding": "1px 10px", "whiteSpace": "nowrap"}}
 DATA = {"slice", "pooling", "length_control"}
 SETS = {"set_name", "drafts"}
 WATCHED = ["view", "feature", "dark", "volcano", *DATA, *SETS]
@@ -47,7 +48,8 @@ class SalienceView:
         self._listing = Listing()
         self._at = np.empty(0, dtype=np.int64)
         self._slices = pl.DataFrame()
-        self._intervals: dict[tuple[int, str, str], tuple[float, float] | None] = {}
+        self._known: dict[str, tuple[pl.DataFrame, pl.DataFrame]] = {}
+        self._intervals: dict[tuple[int, str, str], tuple[float, float] | tuple[()]] = {}
         self._pending = set(WATCHED)
         self._build()
         self._flush()
@@ -58,10 +60,10 @@ class SalienceView:
     def _build(self) -> None:
         state = self._state
         small = {"size": "small", "description": "", "margin": (8, 5, 4, 5)}
-        self._slice = pmui.Select(label="Slice", options=["all"], searchable=True, min_width=210, sizing_mode="stretch_width", **small)  # fmt: skip
+        self._slice = pmui.Select(label="Slice", options=["all"], searchable=True, min_width=150, sizing_mode="stretch_width", **small)  # fmt: skip
         self._slice.param.watch(self._slice_picked, "value")
-        self._pooling = pmui.Select.from_param(state.param.pooling, label="Pooling", options=POOLING_NAMES, width=150, **small)  # fmt: skip
-        self._axis = pmui.Select.from_param(state.param.volcano, label="Horizontal axis", options=AXIS_NAMES, width=130, **small)  # fmt: skip
+        self._pooling = pmui.Select.from_param(state.param.pooling, label="Pooling", options=POOLING_NAMES, width=138, **small)  # fmt: skip
+        self._axis = pmui.Select.from_param(state.param.volcano, label="Axis", options=AXIS_NAMES, width=118, **small)  # fmt: skip
         self._equal = pmui.Switch.from_param(
             state.param.length_control, label="at equal length", description="", size="small", margin=(4, 5), align="center"
         )  # fmt: skip
@@ -70,6 +72,7 @@ class SalienceView:
         self._volcano = Volcano(on_feature=self._pick, on_region=self._draw_region)
         self._caption = self._pane(margin=(0, 12, 2, 12))
         self._card = self._pane()
+        self._plot = _box(56, line="bottom")
         self._search = pmui.TextInput(
             label="Search labels", css_classes=["rs-search"], sizing_mode="stretch_width", min_width=120, **small
         )
@@ -82,7 +85,7 @@ class SalienceView:
         self._all_listed = pmui.Checkbox(label="all listed", **box)
         self._all_listed.param.watch(lambda _: self._show_targets(), "value")
         self._what = pmui.RadioButtonGroup(
-            label="", options={"Features": "features", "Sign changes": "changes"}, value="features", size="small", margin=(8, 5), align="center"
+            label="", options={"Features": "features", "Sign changes": "changes"}, value="features", size="small", margin=(2, 8), align="center", sx=TIGHT
         )  # fmt: skip
         self._what.param.watch(lambda _: self._show_what(), "value")
         self._clear = pmui.Button(label="Clear region", size="small", variant="text", margin=0, visible=False, align="center")  # fmt: skip
@@ -102,7 +105,7 @@ class SalienceView:
 
     def __panel__(self) -> pn.viewable.Viewable:
         above = _line(self._slice, self._pooling, self._axis, self._equal)
-        self._plot = _box(56, pn.Row(self._volcano, sizing_mode="stretch_both", margin=0), self._caption, line="bottom")
+        self._plot[:] = [pn.Row(self._volcano, sizing_mode="stretch_both", margin=0), self._caption]
         evidence = pn.Column(
             self._card, sizing_mode="stretch_both", margin=0, scroll="y-auto", styles={"min-height": "0"}
         )
@@ -110,12 +113,18 @@ class SalienceView:
         acts = _line(
             self._editor.to_plus, self._editor.to_minus, self._editor.take_out, self._all_listed, self._acts_on
         )
-        search = _line(self._search, self._significant, self._members, self._what)
-        tables = pn.Column(
-            self._table.widget, self._changes.widget, sizing_mode="stretch_both", margin=0, styles={"min-height": "0"}
+        search = _line(self._search, self._significant, self._members)
+        parts = self._table.widget, self._changes.widget, self._editor.sheet
+        tables = pn.Column(*parts, sizing_mode="stretch_both", margin=0, styles={"min-height": "0", "min-width": "0"})
+        right = _box(
+            45,
+            *self._editor.layout(),
+            acts,
+            search,
+            _line(self._what, self._listed, self._clear, self._download),
+            tables,
         )
-        right = _box(45, *self._editor.layout(), acts, search, _line(self._listed, self._clear, self._download), tables)
-        return pn.Row(left, right, self._editor.sheet, sizing_mode="stretch_both", margin=0, styles={"min-height": "0"})
+        return pn.Row(left, right, sizing_mode="stretch_both", margin=0, styles={"min-height": "0"})
 
     # ----------------------------------------------------------- what is shown
 
@@ -129,15 +138,20 @@ class SalienceView:
             return
         pending, self._pending = self._pending, set()
         with pn.io.hold():
-            if "view" in pending:
-                self._evidence = salience_evidence.evidence(self._reader, self._store)
-            fresh = bool(pending & {*DATA, "view"})
+            fresh = bool(pending & DATA)
+            if "view" in pending:  # labels, checks and sets may have come from elsewhere meanwhile
+                found = salience_evidence.evidence(self._reader, self._store)
+                fresh |= self._rows is None or not found.equals(self._evidence)
+                self._evidence = found
             if fresh:
                 self._load()
-            if pending & {*SETS, "view"} or fresh:
+            if fresh or pending & {*SETS, "view"}:
                 self._show_set()
-            if fresh or pending & {"volcano", "dark"}:
+            if fresh or "volcano" in pending:
                 self._show_plot()
+            elif pending & {*SETS, "dark", "view"}:
+                self._volcano.set_dark(self._state.dark)
+                self._volcano.set_members(self._signs)
             if fresh or pending & {*SETS, "dark"}:
                 self._show_table()
             if "feature" in pending and not fresh:
@@ -151,14 +165,16 @@ class SalienceView:
     def _load(self) -> None:
         """The rows of the open slice and pooling, and everything that says which they are."""
         state, reader = self._state, self._reader
-        self._slices = reader.slices(state.pooling)
+        if state.pooling not in self._known:
+            slices = reader.slices(state.pooling)
+            self._known[state.pooling] = slices, reader.sign_changes(state.pooling) if len(slices) else pl.DataFrame()
+        self._slices, changes = self._known[state.pooling]
         self._rows = rows_of(reader.salience(state.slice, state.pooling), self._evidence, state.length_control)
         self._region = None
         self._slice.param.update(options=slice_options(self._slices, state.slice), value=state.slice)
         self._counts.object = counts_html(self._rows, len(reader.features), self._min_active)
         self._empty.object = self._why_empty()
-        self._empty.visible = not len(self._rows)
-        changes = reader.sign_changes(state.pooling) if len(self._slices) else pl.DataFrame()
+        self._empty.visible, self._plot.visible = not len(self._rows), len(self._rows) > 0
         self._changes.fill(changes, state.feature)
         self._what.param.update(options={"Features": "features", f"Sign changes ({len(changes):,})": "changes"}, value=self._what.value)  # fmt: skip
 
@@ -182,7 +198,6 @@ class SalienceView:
         assert self._rows is not None
         one = self._editor.show()
         self._signs = members(self._rows, one)
-        self._volcano.set_members(self._signs)
 
     def _show_plot(self) -> None:
         assert self._rows is not None
@@ -313,7 +328,7 @@ def slice_options(slices: pl.DataFrame, current: str) -> dict[str, str]:
         figures = f"{row['n_pairs']:,} pairs, {row['n_prompts']:,} prompts, {row['n_significant']:,} significant"
         options[f"{name} — {figures}"] = row["slice"]
     if current not in options.values():
-        options[f"{shorten(current, 60)} — not in this run"] = current
+        options["all pairs" if current == "all" else f"{shorten(current, 60)} — not in this run"] = current
     return options
 
 
@@ -335,8 +350,8 @@ def listed_html(n: int, total: int, listing: Listing, region: bool) -> str:
     """How many rows the table lists, and in which order."""
     order = "smallest q first" if listing.sort == "strength" else ""
     if n:
-        where = " in the region" if region else ""
-        return f'<div class="says" role="status"><span><b class="rs-num">{n:,}</b> of {total:,} listed{where}</span><span>{order}</span></div>'
+        what, order = ("in the region", "") if region else ("listed", order)
+        return f'<div class="says" role="status"><span><b class="rs-num">{n:,}</b> of {total:,} {what}</span><span>{order}</span></div>'
     return '<div class="says" role="status"><span><b>No feature passes these filters</b></span></div>' if total else ""
 
 
@@ -349,7 +364,7 @@ def not_computed_html(pooling: str, stored: list[str]) -> str:
             "and build the run again for the others.</div>"
         )
     return (
-        '<div class="rs-empty"><b>Salience was not computed for this run</b>It was built by an older version. Run '
+        '<div class="rs-empty"><b>Salience was not computed for this run</b>It was built by an older version, or without poolings. Run '
         "<code>rewardscope build CONFIG.yaml</code> with its configuration again: finished stages are kept.</div>"
     )
 

@@ -77,7 +77,8 @@ def test_final_states_stand_by_response_id(tmp_path: Path) -> None:
     ids = iter(order.tolist())
     groups = [[Answer(next(ids), "x", EncodedAnswer(one, 1, [], False, 0)) for one in group] for group in GROUPS]
     final = final_states(groups, classifier, Silent(), 64)
-    assert final.dtype == np.float32 and final.shape == (len(FLAT), 32)
+    assert final.dtype == np.float32
+    assert final.shape == (len(FLAT), 32)
     np.testing.assert_allclose(classifier.head.rewards(final)[order], classifier.rewards(GROUPS, 64), atol=1e-6)
 
 
@@ -93,7 +94,9 @@ def test_the_scalar_head_survives_the_disk(tmp_path: Path) -> None:
 
 def test_what_is_no_reward_model_is_said(tmp_path: Path) -> None:
     causal = save_model("llama", tmp_path / "causal")
-    with pytest.raises(ModelError, match=r"no reward model: it holds LlamaForCausalLM and no score.weight \(but lm_head"):
+    with pytest.raises(
+        ModelError, match=r"no reward model: it holds LlamaForCausalLM and no score.weight \(but lm_head"
+    ):
         load_classifier(causal, device="cpu")
     with pytest.raises(ModelError, match="a classifier with 3 outputs; a reward model has one"):
         load_classifier(save_classifier("llama", tmp_path, labels=3), device="cpu")

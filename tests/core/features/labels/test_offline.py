@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from core.features import labels
 from core.features.entries import entries_by_feature, peak_tokens
-from core.features.labels import balanced_accuracy, label_table, quoted, wilson
+from core.features.labels import offline
+from core.features.labels.accuracy import balanced_accuracy, wilson
+from core.features.labels.marks import MOVED_AFTER, MOVED_BEFORE, moved_marks
+from core.features.labels.offline import label_table, quoted
 from core.features.pieces import token_pieces
 from core.features.samples import Half
 from tests.core.features.synthetic import END_TOKEN, SyntheticRun, dense, random_answers, synthetic_run
@@ -68,6 +70,10 @@ def test_columns_are_those_of_the_schema(table):
         "detection_low": pl.Float64,
         "detection_high": pl.Float64,
         "detection_n": pl.UInt32,
+        "fuzzing_score": pl.Float64,
+        "fuzzing_low": pl.Float64,
+        "fuzzing_high": pl.Float64,
+        "fuzzing_n": pl.UInt32,
         "model": pl.String,
     }
     assert table["feature_id"].to_list() == list(range(64))
@@ -112,7 +118,7 @@ def test_true_patterns_are_detected_and_false_alarms_count(table):
 def test_rare_and_dead_features_are_not_scored(table):
     assert table["text"][RARE].startswith("too rare to label")
     for feature in (RARE, DEAD):
-        assert table.row(feature)[4:8] == (None, None, None, None)
+        assert table.row(feature)[4:12] == (None,) * 8
 
 
 def test_random_features_are_no_better_than_chance_and_say_so(table):
@@ -177,7 +183,7 @@ def test_contexts_are_drawn_as_described(run):
 
 def test_blocks_do_not_change_labels_but_the_seed_draws_others(run, table, monkeypatch):
     assert not labelled(run, seed=1).equals(table)
-    monkeypatch.setattr(labels, "FEATURES_AT_ONCE", 7)
+    monkeypatch.setattr(offline, "FEATURES_AT_ONCE", 7)
     assert labelled(run).equals(table)
 
 

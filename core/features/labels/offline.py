@@ -5,7 +5,6 @@ A label is chosen on one half of the prompts and scored on the other, on which n
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,8 +12,10 @@ import numpy as np
 import polars as pl
 
 from core.features.entries import entries_by_feature, peak_tokens, rank_in_group
+from core.features.labels.accuracy import Z_95, balanced_accuracy
+from core.features.labels.marks import moved_marks
 from core.features.pieces import END_OF_TURN, Pieces
-from core.features.samples import ABSENT, Contexts, Half
+from core.features.samples import ABSENT, Contexts, Half, choosing_pairs
 from core.features.words import (
     AFTER,
     AFTER_PAIR,
@@ -59,6 +60,7 @@ than chance by this many standard errors (four, for many terms were tried)."""
 SHORTLIST = 32
 FEATURES_AT_ONCE = 512
 _NAMED = {END_OF_TURN: "end of turn", LINE_BREAK: "line break", SPACES: "spaces"}
+KINDS_OF_SCORE = ("detection", "fuzzing")
 CLASSES = tuple(dict.fromkeys([*FLAGS, *_NAMED.values()]))
 """Terms that are no quotation."""
 _HANDICAP = np.zeros(KINDS)
@@ -96,22 +98,28 @@ def label_table(
     it is not (half of them near misses, samples.py), and up to three terms are taken, one after the other, whose
     disjunction has the highest balanced accuracy. The score is its balanced accuracy on contexts drawn in the same way
     from the other half: (share of active contexts where a term holds + share of inactive ones where none does) / 2.
+    Fuzzing is the same figure on the active contexts of the other half alone, every second of them with its mark moved
+    to a token nearby at which the feature is not active (marks.py): does a term hold on the marked token?
 
     Args:
         pairs: PAIR_SCHEMA; responses: RESPONSE_SCHEMA, ordered by response_id.
     """
-    chooses = responses["pair_id"].is_in(_choosing_pairs(pairs)).to_numpy()
+    chooses = responses["pair_id"].is_in(choosing_pairs(pairs)).to_numpy()
     words = read_words(arrays, responses, pieces, chooses)
     choosing, scoring = Half(arrays, chooses, seed), Half(arrays, ~chooses, seed)
     peaks = peak_tokens(arrays)
     text = [NEVER_ACTIVE] * arrays.latents
-    accuracy, low, high = np.full((3, arrays.latents), np.nan)
-    n = np.zeros(arrays.latents, np.int64)
+    scores = {kind: np.full((3, arrays.latents), np.nan) for kind in KINDS_OF_SCORE}
+    n = {kind: np.zeros(arrays.latents, np.int64) for kind in KINDS_OF_SCORE}
     for block in entries_by_feature(arrays, most=FEATURES_AT_ONCE):
         peak_row = np.asarray(arrays.token_start)[block.response] + peaks[block.position]
         seen, unseen = choosing.draw(block, peak_row), scoring.draw(block, peak_row)
         terms = choose_terms(words, seen)
-        chosen, scored = detection(words, seen, terms, CLEAR_Z), detection(words, unseen, terms)
+        chosen = detection(words, seen, terms, CLEAR_Z)
+        scored = {
+            "detection": detection(words, unseen, terms),
+            "fuzzing": detection(words, moved_marks(arrays, unseen, block.lo, seed), terms),
+        }
         clear = (chosen.low > 0.5) & (chosen.accuracy >= CLEAR_ACCURACY)
         for row in block.feature[np.diff(block.feature, prepend=-1) > 0] - block.lo:
             if chosen.n_active[row] < MIN_CHOSEN_FROM:
@@ -122,25 +130,24 @@ def label_table(
                 text[block.lo + row] = NO_PATTERN + _often(words, seen, row, "most often")
             else:
                 text[block.lo + row] = describe(words, terms[row])
-        tested = (terms[:, 0] != ABSENT) & (np.minimum(scored.n_active, scored.n_inactive) >= MIN_SCORED_ON)
-        at = block.lo + np.flatnonzero(tested)
-        accuracy[at], low[at], high[at] = scored.accuracy[tested], scored.low[tested], scored.high[tested]
-        n[at] = (scored.n_active + scored.n_inactive)[tested]
+        for kind, found in scored.items():
+            tested = (terms[:, 0] != ABSENT) & (np.minimum(found.n_active, found.n_inactive) >= MIN_SCORED_ON)
+            at = block.lo + np.flatnonzero(tested)
+            scores[kind][:, at] = np.stack([found.accuracy, found.low, found.high])[:, tested]
+            n[kind][at] = (found.n_active + found.n_inactive)[tested]
     return pl.DataFrame(
         {
             "feature_id": np.arange(arrays.latents, dtype=np.uint32),
             "source": ["offline"] * arrays.latents,
             "text": text,
             "safety_rating": pl.Series([None] * arrays.latents, dtype=pl.UInt8),
-            "detection_score": accuracy,
-            "detection_low": low,
-            "detection_high": high,
-            "detection_n": n.astype(np.uint32),
+            **{
+                f"{kind}_{name}": column if name == "n" else pl.Series(column).fill_nan(None)
+                for kind in KINDS_OF_SCORE
+                for name, column in [*zip(("score", "low", "high"), scores[kind], strict=True), ("n", _counts(n[kind]))]
+            },
             "model": [MODEL] * arrays.latents,
         }
-    ).with_columns(
-        pl.col("detection_score", "detection_low", "detection_high").fill_nan(None),
-        pl.when(pl.col("detection_n") > 0).then("detection_n").alias("detection_n"),
     )
 
 
@@ -202,7 +209,7 @@ def choose_terms(words: Words, contexts: Contexts) -> np.ndarray:
     return terms
 
 
-def detection(words: Words, contexts: Contexts, terms: np.ndarray, z: float = 1.959964) -> Detection:
+def detection(words: Words, contexts: Contexts, terms: np.ndarray, z: float = Z_95) -> Detection:
     """Balanced accuracy of "one of the terms holds at the anchor" as a sign that the feature is active there.
 
     Args:
@@ -219,30 +226,6 @@ def detection(words: Words, contexts: Contexts, terms: np.ndarray, z: float = 1.
     hits, false_alarms = holds[:, contexts.active].sum(axis=1), holds[:, ~contexts.active].sum(axis=1)
     accuracy, low, high = balanced_accuracy(hits, n_active, false_alarms, n_inactive, z)
     return Detection(accuracy, low, high, n_active, n_inactive)
-
-
-def balanced_accuracy(
-    hits: np.ndarray, n_active: np.ndarray, false_alarms: np.ndarray, n_inactive: np.ndarray, z: float = 1.959964
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(hits / n_active + 1 - false_alarms / n_inactive) / 2 with its interval; NaN where a count is zero.
-
-    Half of one plus the difference of two independent proportions, whose interval is Newcombe's hybrid score interval
-    (Statistics in Medicine 17, 1998, p. 873, method 10): Wilson's intervals of the two, joined by square-and-add.
-    """
-    p, p_low, p_high = wilson(hits, n_active, z)
-    q, q_low, q_high = wilson(false_alarms, n_inactive, z)
-    accuracy = (p + 1 - q) / 2
-    below, above = np.hypot(p - p_low, q_high - q) / 2, np.hypot(p_high - p, q - q_low) / 2
-    return accuracy, accuracy - below, accuracy + above
-
-
-def wilson(count: np.ndarray, n: np.ndarray, z: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A proportion with its score interval (Wilson, JASA 22, 1927, p. 209); NaN where n is zero."""
-    total = np.where(n > 0, n, np.nan)
-    p = count / total
-    centre = (p + z**2 / (2 * total)) / (1 + z**2 / total)
-    reach = z / (1 + z**2 / total) * np.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
-    return p, np.clip(centre - reach, 0, p), np.clip(centre + reach, p, 1)
 
 
 def describe(words: Words, terms: np.ndarray) -> str:
@@ -298,12 +281,10 @@ def _often(words: Words, contexts: Contexts, row: int, how: str) -> str:
     return f" ({how} {_NAMED.get(text) or quoted([text])})"
 
 
+def _counts(n: np.ndarray) -> pl.Series:
+    return pl.Series(n.astype(np.uint32)).replace(0, None)
+
+
 def _sizes(contexts: Contexts) -> tuple[np.ndarray, np.ndarray]:
     there = contexts.rows >= 0
     return there[:, contexts.active].sum(axis=1), there[:, ~contexts.active].sum(axis=1)
-
-
-def _choosing_pairs(pairs: pl.DataFrame) -> list[str]:
-    """The pairs whose prompt falls in the half that chooses labels; pairs of one prompt stay together."""
-    rows = pairs.select("pair_id", "prompt_id").iter_rows()
-    return [pair_id for pair_id, prompt_id in rows if hashlib.sha256(prompt_id.encode()).digest()[0] % 2 == 0]
