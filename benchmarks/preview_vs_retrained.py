@@ -34,6 +34,8 @@ SOURCES = {"safety": "pku_saferlhf_test_5k.parquet", "helpful": "hh_helpful_base
 RATIOS = (0.2, 0.1, 0.05)
 STRATEGIES = ("set", "random", "margin", "loss")
 DRAWS = 2000
+PROMPT_CHARACTERS = 480
+"""Longer prompts are left out, so that what is trained on is answers and not the start of long conversations."""
 
 
 def choose_pairs(data: Path, out: Path, train: int, test: int) -> Path:
@@ -44,6 +46,7 @@ def choose_pairs(data: Path, out: Path, train: int, test: int) -> Path:
     frames = []
     for file in SOURCES.values():
         frame = pl.read_parquet(data / file).unique("pair_id", maintain_order=True)
+        frame = frame.filter(pl.col("prompt").str.len_chars() <= PROMPT_CHARACTERS)
         sides = np.array(assign_splits([None] * len(frame), frame["prompt"].to_list(), 0.35).sides)
         order = np.random.default_rng(0).permutation(len(frame))
         picked = [order[sides[order] == side][:n] for side, n in (("train", train), ("test", test))]
@@ -59,7 +62,7 @@ def run_config(arguments: argparse.Namespace, pairs: Path) -> RunConfig:
         {
             "name": "run",
             "runs": str(arguments.out),
-            "pairs": {"source": str(pairs), "on_bad_rows": "skip"},
+            "pairs": {"source": str(pairs), "on_bad_rows": "skip", "max_prompt_tokens": 1024},
             "model": {
                 "weights": "wheel",
                 "layer": arguments.blocks,

@@ -76,7 +76,9 @@ def generate(folder: Path, pairs: int, features: int, active: float) -> None:
 
 def open_arrays(folder: Path, features: int) -> RunArrays:
     """The pooled activations, memory-mapped; no token arrays, which salience does not read."""
-    pooled = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pooled_ptr", "pooled_features", *POOLINGS)}
+    pooled = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pooled_ptr", "pooled_features", *POOLINGS)
+    }
     empty = np.empty(0)
     return RunArrays(
         token_start=np.arange(len(pooled["pooled_ptr"])), token_ids=empty, token_char=empty, token_boundary=empty,
@@ -125,7 +127,11 @@ def measure(folder: Path, features: int, poolings: list[Pool], draws: int) -> li
             family_p(prompts, tested, random_signs(part.n_prompts, draws, 0))
         screened = np.sum(list(seconds.values()), axis=0) - scored
         totals = {"scores and intervals": scored.tolist(), "permutation screen": screened.tolist()}
-        about = {"features tested": int(tested.sum()), "values of pairs": len(columns.pair), "of prompts": len(prompts.prompt)}
+        about = {
+            "features tested": int(tested.sum()),
+            "values of pairs": len(columns.pair),
+            "of prompts": len(prompts.prompt),
+        }
         rows.append({"pooling": pooling, "seconds": seconds, "totals": totals, "about": about})
     return rows
 
@@ -154,7 +160,14 @@ def main() -> None:
 def _in_processes(options: argparse.Namespace, folder: Path) -> None:
     def call(pairs: int, features: int, step: str) -> str:
         command = [sys.executable, "-m", "benchmarks.salience", "--step", step, "--folder", str(folder)]
-        command += ["--pairs", str(pairs), "--features", str(features), "--active", str(min(options.active, features / 8))]
+        command += [
+            "--pairs",
+            str(pairs),
+            "--features",
+            str(features),
+            "--active",
+            str(min(options.active, features / 8)),
+        ]
         command += ["--draws", str(options.draws), "--poolings", *options.poolings]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

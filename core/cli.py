@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from core import __version__
-from core.commands import sets as _sets  # noqa: F401  (importing a module of commands adds its verbs)
+from core.commands import ablate, impact, label, retrain, sets  # noqa: F401  (importing a module adds its verbs)
 from core.commands.common import AsJson, RunName, Runs, app, command, out, plain, print_json
 
 

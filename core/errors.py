@@ -28,6 +28,10 @@ class RunError(RewardscopeError):
     """A run folder is missing, unfinished, damaged or of another version."""
 
 
+class EndpointError(RewardscopeError):
+    """A model served elsewhere cannot be used at all: not reached, key refused, no such model."""
+
+
 class DiskFullError(RewardscopeError):
     """No room was left while writing; what was there before is untouched."""
 

@@ -215,6 +215,7 @@ class App:
         state = self.state
         self.page.param.watch(lambda event: state.param.update(dark=event.new), "dark_theme")
         state.param.watch(lambda event: self.bridge.param.update(reveal=event.new), "reveal")
+        state.param.watch(lambda event: self.bridge.param.update(unsaved=bool(event.new)), "drafts")
         state.param.watch(self._on_dark, "dark")
         if self.reader is None:
             return

@@ -177,7 +177,8 @@ def _ranking(run: RunAt, strategy: str, direction: str, seed: int, feature_set: 
     from core.impact.strategies import rank_pairs
 
     chosen = feature_set if strategy == "set" else None
-    key = (run, strategy, direction, seed, chosen and (chosen.name, chosen.version, chosen.plus, chosen.minus))
+    members = None if chosen is None else (chosen.name, chosen.version, chosen.plus, chosen.minus)
+    key = (run, strategy, direction, seed, members)
     if key not in _rankings:
         found = rank_pairs(_inputs(run), strategy, feature_set=chosen, direction=direction, seed=seed)
         _keep(_rankings, key, found, most=64)

@@ -102,6 +102,7 @@ def impact(
     from core.impact.inputs import load_inputs
     from core.impact.plans import load_plan
     from core.impact.preview import preview
+    from core.impact.strategies import suspected_errors
     from core.progress import RichProgress, Silent
 
     if format not in FORMATS:
@@ -118,11 +119,26 @@ def impact(
         written = [str(export_edited(reader, one, _folder(export), format)) for one in wanted] if export else []
     if save:
         save_points(frame, wanted, inputs.run_id, runs)
+    suspected = suspected_errors(inputs) if any(one.direction == "denoise" for one in wanted) else None
     if as_json:
         facts = [plan_facts(one) for one in wanted]
-        print_json({"run": inputs.run, "plans": facts, "points": frame.to_dicts(), "saved": save, "exported": written})
+        print_json(
+            {
+                "run": inputs.run,
+                "plans": facts,
+                "points": frame.to_dicts(),
+                "suspected_errors": suspected,
+                "saved": save,
+                "exported": written,
+            }
+        )
         return
     _print(frame)
+    if suspected is not None:
+        n = int(inputs.train.sum())
+        typer.echo(
+            f"Confident learning takes about {suspected} of {n} training pairs ({suspected / n:.1%}) for mislabelled."
+        )
     for path in written:
         typer.echo(f"Wrote {path}.")
 
@@ -158,15 +174,14 @@ def feature_set_of(reader: RunReader, name: str | None, runs: Path | None) -> Fe
     Raises:
         DataError, RunError: there is none, or it was made for another SAE.
     """
-    from core.salience.sets import DEFAULT_POOLING, DEFAULT_SLICE, default_set
+    from core.salience.sets import DEFAULT_SLICE, default_set
     from core.store.review import ReviewStore
     from core.store.sets import read_set
 
     sae, latents = str(reader.manifest.sae.get("sha256", "")), int(reader.manifest.sae["latents"])
     if name is None:
         size = int((reader.manifest.config.get("impact") or {}).get("set_size", 32))
-        rows = reader.table("salience").filter(slice=DEFAULT_SLICE, pooling=DEFAULT_POOLING)
-        return default_set(rows, sae=sae, size=size)
+        return default_set(reader.table("salience").filter(slice=DEFAULT_SLICE), sae=sae, size=size)
     if Path(name).is_file():
         return read_set(Path(name), sae=sae, latents=latents)
     return ReviewStore(runs).find_set(sae, name)
@@ -257,9 +272,7 @@ def _print(frame: pl.DataFrame) -> None:
         cells = [_cell(group.filter(pl.col("domain") == domain)) for domain in domains]
         unchanged = strategy == "none"
         label = "unchanged" if unchanged else strategy
-        table.add_row(
-            label, *("", "") if unchanged else (direction, action), f"{ratio:.1%}", *cells
-        )
+        table.add_row(label, *("", "") if unchanged else (direction, action), f"{ratio:.1%}", *cells)
     out.print(table)
 
 
@@ -269,7 +282,7 @@ def _cell(rows: pl.DataFrame) -> str:
         low, high = one["accuracy_low"], one["accuracy_high"]
         return f"{one['accuracy']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
     if len(rows) > 1:
-        accuracy, change = rows["accuracy"], rows["accuracy_change"]
+        accuracy, change = rows["accuracy"].to_numpy(), rows["accuracy_change"].to_numpy()
         return f"{accuracy.mean():.3f} {change.mean():+.3f} (seeds {change.min():+.3f} to {change.max():+.3f})"
     low, high = one["change_low"], one["change_high"]
     interval = f" [{low:+.3f}, {high:+.3f}]" if low is not None else ""

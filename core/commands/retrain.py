@@ -23,7 +23,12 @@ def retrain(
     scope: Annotated[str, typer.Option(help=f"head, lora or full. {SCOPES}")] = "lora",
     epochs: Annotated[float, typer.Option(min=0.001, help="Passes over the training pairs.")] = 1.0,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", min=0, help="Default: 1e-3 head, 2e-4 lora, 2e-5 full.")
+        float | None,
+        typer.Option(
+            "--learning-rate",
+            min=0,
+            help="Of the blocks: 2e-4 lora, 2e-5 full. Of a lone head: 1e-2 on features, 1e-3 on states.",
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pairs in one optimiser step.")] = 8,
     max_length: Annotated[

@@ -172,7 +172,7 @@ class SparseDifferences:
 
     def weights(self, u: np.ndarray) -> np.ndarray:
         found = np.zeros((self._latents, *u.shape[1:]))
-        found[self._columns] = u / self.scale
+        found[self._columns] = (u.T * self._live / self.scale).T
         return found
 
     def margins(self, u: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ from core.rewards.train import (
     token_comparisons,
     trains_in_bf16,
 )
-from core.rewards.trainer import TokenComparisons, fit_bradley_terry
+from core.rewards.trainer import TokenComparisons, fit_bradley_terry, learning_rates
 from core.sae.checkpoint import load_sae
 from core.store.reader import RunReader
 
@@ -284,7 +284,8 @@ class Retraining:
         return encoded, list(groups.values())
 
     def _path(self, edits: Mapping[str, str]) -> Path:
-        settings = (self.training.model_dump(mode="json"), self.limit, self.dtype, self.device.type)
+        rates = learning_rates(self.training, pools_features=self.inputs.kind == "head")
+        settings = (self.training.model_dump(mode="json"), rates, self.limit, self.dtype, self.device.type)
         key = fingerprint(VERSION, self.inputs.run_id, self._base_sha256, settings, sorted(edits.items()))
         return self.reader.folder / FOLDER / f"{key}.npz"
 

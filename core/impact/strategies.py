@@ -123,8 +123,8 @@ def label_confidence(inputs: ImpactInputs) -> np.ndarray:
     """Out-of-fold chance of the given label, float64 [n_pairs]; NaN for held-out pairs.
 
     The head is fitted on the training pairs without one fifth of the prompts and judges that fifth, with the run's penalty: the
-    self-confidence of confident learning (Northcutt, Jiang and Chuang 2021). A pair with several answers has the weighted
-    mean over its comparisons.
+    self-confidence of confident learning (Northcutt, Jiang and Chuang 2021), the same figure as
+    `cleanlab.rank.get_label_quality_scores`. A pair with several answers has the mean over its comparisons.
 
     Raises:
         DataError: fewer prompts than folds.
@@ -134,6 +134,20 @@ def label_confidence(inputs: ImpactInputs) -> np.ndarray:
         cached = _label_confidence(inputs)
         inputs.__dict__["_label_confidence"] = cached  # a property of the run's pairs, asked for by every curve
     return cached
+
+
+def suspected_errors(inputs: ImpactInputs) -> int:
+    """How many training pairs confident learning takes for mislabelled (cleanlab's confident joint, out-of-fold chances).
+
+    A pair has no class of its own, so each is shown with its chosen answer on the left or on the right at random, and the label is
+    the side. It is an estimate: a guide to the ratio, not to which pairs (those are `label_confidence`'s lowest).
+    """
+    from cleanlab.count import num_label_issues  # half a second of imports that nothing else needs
+
+    confidence = label_confidence(inputs)[inputs.train]
+    side = np.random.default_rng(inputs.settings.seed).integers(0, 2, len(confidence))
+    chances = np.where(side[:, None] == np.arange(2), confidence[:, None], 1.0 - confidence[:, None])
+    return int(num_label_issues(side, chances))
 
 
 def _label_confidence(inputs: ImpactInputs) -> np.ndarray:

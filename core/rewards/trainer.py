@@ -26,8 +26,10 @@ from core.errors import ModelError
 from core.models.resolve import quiet_transformers
 from core.progress import Progress, Task
 
-LEARNING_RATES = {"head": 1e-3, "lora": 2e-4, "full": 2e-5}
-"""Defaults of each scope (AdamW): `full` is SAFER's; low-rank updates and a lone head take larger steps."""
+LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
+"""Defaults of each scope (AdamW): `full` is SAFER's; low-rank updates take larger steps."""
+HEAD_RATE, FEATURE_HEAD_RATE = 1e-3, 1e-2
+"""The head's own: it starts at zero. Pooled SAE features are an order of magnitude smaller than normed states."""
 WEIGHT_DECAY, WARMUP = 0.001, 0.03  # SAFER section 3.2 (cosine schedule)
 TOKENS_AT_ONCE = 16_384
 """Largest padded batch in one forward pass; larger batches are accumulated, which changes no gradient but rounding."""
@@ -102,12 +104,11 @@ def fit_bradley_terry(
         raise ModelError("There are no training pairs left to train a reward model on; change fewer, or give more.")
     longest = max(max(map(len, comparisons.chosen)), max(map(len, comparisons.rejected)))
     at_once = _at_once(config.batch, longest)
-    rate = config.learning_rate or LEARNING_RATES[config.scope]
-    head_rate = rate if config.scope == "head" else max(rate, LEARNING_RATES["head"])
+    rate, head_rate = learning_rates(config, pools_features=bool(getattr(model, "pools_answers", False)))
     steps = max(1, round(np.ceil(len(comparisons) / config.batch) * config.epochs))
-    model = _opened(model.to(device), config, peft)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, _quiet():
+        model = _opened(model.to(device), config, peft)
         arguments = trl.RewardConfig(
             output_dir=folder,
             use_cpu=device.type == "cpu",
@@ -144,7 +145,7 @@ def fit_bradley_terry(
         with progress.task(name, steps, "steps") as task:
             _listen(trainer, task)
             trainer.train()
-    trained = trainer.model.merge_and_unload() if config.scope == "lora" else trainer.model
+        trained = trainer.model.merge_and_unload() if config.scope == "lora" else trainer.model
     if any(not torch.isfinite(weight).all() for weight in trained.parameters() if weight.is_floating_point()):
         raise ModelError(f"The training diverged (NaN or infinity) at learning rate {rate:g}; lower it.")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -169,6 +170,19 @@ def fit_bradley_terry(
         "trainer": {name: metadata.version(name) for name in ("trl", "peft", "transformers", "accelerate", "torch")},
     }
     return trained.eval().requires_grad_(False), facts
+
+
+def learning_rates(config: RewardTrainingConfig, *, pools_features: bool) -> tuple[float, float]:
+    """The rates of the decoder's weights and of the head; a given rate is the decoder's, or a lone head's.
+
+    Args:
+        pools_features: the head reads pooled SAE features and not a state.
+    """
+    head = FEATURE_HEAD_RATE if pools_features else HEAD_RATE
+    if config.scope == "head":
+        return (config.learning_rate or head,) * 2
+    rate = config.learning_rate or LEARNING_RATES[config.scope]
+    return rate, max(rate, head)
 
 
 def _opened(model: Any, config: RewardTrainingConfig, peft: Any) -> Any:

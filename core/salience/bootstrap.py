@@ -69,7 +69,8 @@ def prompt_differences(
     per_prompt = np.bincount(prompt)
     known = part.select("pair_id", prompt=pl.Series(prompt.astype(np.int64), dtype=pl.Int64))
     answers = responses.select(
-        "pair_id", share=pl.when(pl.col("side") == "chosen").then(1.0).otherwise(-1.0) / pl.len().over("pair_id", "side")
+        "pair_id",
+        share=pl.when(pl.col("side") == "chosen").then(1.0).otherwise(-1.0) / pl.len().over("pair_id", "side"),
     ).join(known, on="pair_id", how="left", maintain_order="left")
     row = answers["prompt"].fill_null(-1).to_numpy()
     share = np.where(row >= 0, answers["share"].to_numpy() / per_prompt[row], 0.0)

@@ -195,7 +195,9 @@ class PromptColumns:
         m = len(columns.pointer) - 1
         count, active, sums = np.zeros(m, np.int64), np.zeros((m, 2), np.int64), np.zeros((m, 2))
         table = (columns.pointer, columns.pair, columns.values, part.share, part.prompt)
-        over_columns(lambda lo, hi: _count_prompts(*table, part.second_half, lo, hi, count, active, sums), columns.pointer)
+        over_columns(
+            lambda lo, hi: _count_prompts(*table, part.second_half, lo, hi, count, active, sums), columns.pointer
+        )
         kept = np.flatnonzero(active.sum(axis=1) >= min_active)
         pointer = np.concatenate([[0], np.cumsum(count[kept])])
         n = pointer[-1]

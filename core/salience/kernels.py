@@ -5,25 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
 
-F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
-def kernel(function: F) -> F:
+def kernel(function: Any) -> Any:
     """Compiles a loop with numba, without the interpreter's lock; kept on disk where some folder can be written.
 
     Plain threads share the work (`over_columns`), because numba's own thread pool must not be entered by two threads
     of a server at once.
     """
     try:
-        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba found no folder to cache in: a read-only installation without a home
-        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True)(function)
 
 
 def threads() -> int:
@@ -38,7 +38,7 @@ def runs(pointer: np.ndarray, parts: int) -> list[tuple[int, int]]:
     n = len(pointer) - 1
     cuts = np.searchsorted(pointer, np.linspace(pointer[0], pointer[-1], parts + 1)[1:-1])
     edges = np.unique(np.concatenate([[0], np.clip(cuts, 0, n), [n]])).tolist()
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def spread(work: Callable[[int, int], T], parts: list[tuple[int, int]], workers: int | None = None) -> list[T]:

@@ -27,11 +27,10 @@ from core.salience.kernels import kernel, over_columns
 
 SMALLEST = 1e-300
 """Smaller p are stored as this."""
-GRID_MIN, GRID_MAX, GRID_PER_PROMPT = 2048, 32768, 64
-GRID_LIMIT = 2000
-"""Columns with more prompts are never counted on the grid: there the expansion is good."""
-TRUST = 0.05
-"""The expansion is trusted where its higher terms are at most this share of the first ..."""
+GRID_MIN, GRID_MAX, GRID_PER_PROMPT = 1024, 32768, 64
+TRUST, TRUST_MANY, GRID_LIMIT = 0.1, 0.5, 2000
+"""The expansion is trusted where its higher terms are at most this share of the first (the second share for more than
+GRID_LIMIT prompts, where counting takes long and only p far below any threshold come near it) ..."""
 CROWD = 10
 """... and where the tilted variance is shared by at least as many prompts as this (the inverse of its concentration)."""
 ROOT_2PI = math.sqrt(2 * math.pi)
@@ -84,9 +83,7 @@ def family_p(columns: PromptColumns, tested: np.ndarray, signs: np.ndarray) -> n
     draws = signs.shape[1]
     observed = np.full(len(columns.features), np.nan)
     parts = over_columns(
-        lambda lo, hi: _largest(
-            columns.pointer, columns.prompt, columns.difference, tested, signs, lo, hi, observed
-        ),
+        lambda lo, hi: _largest(columns.pointer, columns.prompt, columns.difference, tested, signs, lo, hi, observed),
         columns.pointer,
     )
     largest = np.sort(np.max(parts, axis=0)) if parts else np.zeros(draws)
@@ -153,17 +150,18 @@ def tail_p(sizes, n, against, ways):  # type: ignore[no-untyped-def]
     whole = 0.0
     for i in range(n):
         whole += sizes[i]
-    one_sided, trusted = -1.0, False
+    one_sided, doubt = 0.0, math.inf
+    many = n > GRID_LIMIT
     repeated = _repeats(sizes, n)
-    if not repeated or n > GRID_LIMIT:
+    if many or not repeated:
         # Repeated values lie on a lattice of step 2 x (smallest value) or finer; half a step makes p an upper bound.
         shift = 0.0
         if repeated:
             shift = sizes[0]
             for i in range(n):
                 shift = min(shift, sizes[i])
-        one_sided, trusted = _saddlepoint(sizes, n, max(whole - 2 * against - shift, 0.0))
-    if not trusted and n <= GRID_LIMIT:
+        one_sided, doubt = _saddlepoint(sizes, n, max(whole - 2 * against - shift, 0.0))
+    if doubt > (TRUST_MANY if many else TRUST):
         one_sided = _count_on_grid(sizes, n, against, ways)
     return max(min(1.0, 2.0 * max(one_sided, 0.5**n)), SMALLEST)
 
@@ -185,7 +183,9 @@ def _repeats(sizes, n):  # type: ignore[no-untyped-def]
 
 @kernel
 def _saddlepoint(sizes, n, x):  # type: ignore[no-untyped-def]
-    """P(sum eps_i a_i >= x) for x >= 0 by the saddlepoint expansion, and whether it may be trusted.
+    """P(sum eps_i a_i >= x) for x >= 0 by the saddlepoint expansion, and how far its terms are from having converged.
+
+    The second is the share of the higher terms in the first; infinite where the expansion says nothing.
 
     K(t) = sum log cosh(t a_i); t solves K'(t) = x. Under the tilt exp(t s) the sum has mean x, variance K''(t) and
     standardised cumulants l3, l4; with an Edgeworth expansion of that distribution
@@ -205,7 +205,7 @@ def _saddlepoint(sizes, n, x):  # type: ignore[no-untyped-def]
             k1 += a * h
             k2 += a * a * (1 - h * h)
         if not k2 > 1e-12 * square:
-            return 0.0, False  # nearly every pattern is settled: only counting helps
+            return 0.0, math.inf  # nearly every pattern is settled: only counting helps
         if abs(x - k1) <= 1e-5 * math.sqrt(k2):
             converged = True
             break
@@ -241,7 +241,7 @@ def _saddlepoint(sizes, n, x):  # type: ignore[no-untyped-def]
     # Where few patterns are left, the sum moves in steps that no smooth curve follows.
     enough = share > 0 and math.log(share) + n * LOG2 > LOG_PATTERNS
     crowd = k2 * k2 >= CROWD * concentration
-    return share, converged and enough and crowd and abs(more) <= TRUST * j0
+    return share, abs(more) / j0 if converged and enough and crowd else math.inf
 
 
 @kernel

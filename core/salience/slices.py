@@ -64,8 +64,7 @@ def slices_of(pairs: pl.DataFrame, columns: Sequence[str] | None = None) -> list
     for column, values in {**own, **labels}.items():
         for value in dict.fromkeys(v for v in values if v is not None):
             mask = np.fromiter((v == value for v in values), bool, n)
-            known = sum(v is not None for v in values)
-            too_much = column in labels and mask.sum() > MAX_SHARE * known
+            too_much = column in labels and mask.sum() > MAX_SHARE * (n - values.count(None))
             if not too_much and len(np.unique(prompt[mask])) >= MIN_PROMPTS:
                 found.append(Slice(f"{column}={value}", mask))
     return found

@@ -104,7 +104,7 @@ def slice_frame(
         n_pairs=pl.lit(part.n_pairs),
         n_prompts=pl.lit(part.n_prompts),
     )
-    frame = frame.select(SALIENCE_SCHEMA.keys()).cast(dict(SALIENCE_SCHEMA))
+    frame = frame.select(SALIENCE_SCHEMA.keys()).cast(pl.Schema(SALIENCE_SCHEMA))
     if alive is not None and part.name == ALL:
         frame = frame.filter(pl.Series(alive[prompts.features]))
     return frame
@@ -129,7 +129,9 @@ def replication(
     q = benjamini_hochberg(signflip_p(prompts, enough, ~second_half))
     with np.errstate(invalid="ignore"):
         found = q < ALPHA
-        confirmed = (signflip_p(prompts, found, second_half) < ALPHA) & (figures.effect_first * figures.effect_second > 0)
+        confirmed = (signflip_p(prompts, found, second_half) < ALPHA) & (
+            figures.effect_first * figures.effect_second > 0
+        )
     return pl.Series(np.where(found, 1 + confirmed, 0)).replace_strict(
         [0, 1, 2], [None, "not replicated", "replicated"], return_dtype=pl.String
     )

@@ -84,7 +84,8 @@ def salience_rows(cursor: duckdb.DuckDBPyConnection, slice: str, pooling: str) -
 def feature_salience(cursor: duckdb.DuckDBPyConnection, feature_id: int) -> pl.DataFrame:
     """Every row of one feature: 'all' first, then by slice and pooling."""
     return cursor.sql(
-        f"SELECT * FROM {_table(cursor)} WHERE feature_id = $id ORDER BY slice <> 'all', slice, pooling", params={"id": feature_id}
+        f"SELECT * FROM {_table(cursor)} WHERE feature_id = $id ORDER BY slice <> 'all', slice, pooling",
+        params={"id": feature_id},
     ).pl()
 
 

@@ -56,6 +56,10 @@ export function render({model}) {
     if (run_of(location.search) !== run_of(model.search)) { location.reload() } else { model.search = location.search }
   })
 
+  window.addEventListener("beforeunload", (event) => {
+    if (model.unsaved) { event.preventDefault() }
+  })
+
   document.addEventListener("click", (event) => {
     const link = event.composedPath().find((node) => node.tagName === "A")
     const href = link?.getAttribute("href")

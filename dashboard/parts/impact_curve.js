@@ -144,9 +144,9 @@ export function render({ model }) {
       drawing.append(shape("text", { class: `name ${name.main ? "main" : ""}`, x: right + 7, y: name.to + 4 }, name.text))
     }
 
-    // What was really retrained: diamonds with whiskers.
+    // What was really retrained: diamonds with whiskers, a little to the right of the previews they belong to.
     for (const point of domain.retrained.filter((one) => known(one.value) && one.ratio <= content.x_max)) {
-      const [cx, cy] = [x(point.ratio), y(point.value)]
+      const [cx, cy] = [x(point.ratio) + (point.main ? 9 : 0), y(point.value)]
       const group = titled(shape("g", { class: `retrained${point.main ? " main" : ""}` }), point.said)
       group.append(whisker(cx, point.low, point.high, y, ""))
       group.append(shape("path", { d: `M${cx} ${cy - 7}L${cx + 7} ${cy}L${cx} ${cy + 7}L${cx - 7} ${cy}Z` }))

@@ -19,7 +19,7 @@ STATES_OF = {
 def heading_html(domain: str, row: Mapping[str, Any] | None) -> str:
     """The domain drawn large, with its size."""
     size = (
-        f'<span class="rs-muted rs-small">n = {row["n"]:,} held-out pairs, {row["n_prompts"]:,} prompts</span>'
+        f'<span class="rs-muted rs-small">n = {_count(row["n"], "held-out pair")}, {_count(row["n_prompts"], "prompt")}</span>'
         if row
         else ""
     )
@@ -47,7 +47,8 @@ def point_html(row: Row | None, ratio: float, n_changed: int | None, action: str
     text = f"{MEASURE_NAMES[measure]} of {esc(domain_title(domain))} <b>{amount(value, measure)}</b>{_interval(low, high, measure)}"
     if known(row["accuracy_change"]) and measure == "accuracy" and ratio:
         text += f", <b>{points_text(row['accuracy_change'])}</b>{_interval(row['change_low'], row['change_high'], 'points')} against unchanged"
-    size = f"n = {row['n']:,} pairs of {row['n_prompts']:,} prompts, 95 % intervals over prompts"
+    sure = "95 % intervals over prompts" if known(low) else "too few for an interval"
+    size = f"n = {row['n']:,} pairs of {_count(row['n_prompts'], 'prompt')}, {sure}"
     return f'<div class="said" role="status">{start}{text}. <span class="rs-muted rs-small">{size}.</span></div>'
 
 
@@ -69,12 +70,12 @@ def errors_html(errors: Sequence[PreviewError], n_retrained: int, command: str) 
             figures.append(f"of the accuracy itself {100 * error.accuracy:.1f} points")
         parts.append(
             f"{esc(SCOPES.get(error.scope, error.scope))}: mean absolute error {' and '.join(figures) or MISSING}, "
-            f"n = {error.n:,} points of {error.plans:,} {'plan' if error.plans == 1 else 'plans'}"
+            f"n = {_count(error.n, 'point')} of {_count(error.plans, 'plan')}"
         )
     compared = sum(error.plans for error in errors)
     rest = f" {n_retrained - compared:,} retrained without a preview here." if n_retrained > compared else ""
     if not parts:
-        return f'<div class="said">{n_retrained:,} retrained {_plans(n_retrained)}, none with a preview of the same plan to compare with.</div>'
+        return f'<div class="said">{_count(n_retrained, "retrained plan")}, none with a preview of the same plan to compare with.</div>'
     return f'<div class="said"><b>How far the preview is off.</b> Against retraining {"; ".join(parts)}.{rest}</div>'
 
 
@@ -126,13 +127,25 @@ def no_set_html(problem: str) -> str:
 
 def failed_html(problems: Mapping[str, str]) -> str:
     """What could not be computed, each in a sentence."""
-    what = {"ranking": "The order of the pairs", "point": "The point", "curve": "The curve", "export": "The file"}
-    lines = "".join(f"<p><b>{what[name]} is missing.</b> {esc(text)}</p>" for name, text in problems.items())
-    return f'<div class="rs-failed" role="alert">{lines}</div>'
+    names = {
+        "ranking": "the order of the pairs",
+        "point": "the point",
+        "curve": "the rest of the curves",
+        "export": "the file",
+    }
+    reasons: dict[str, list[str]] = {}
+    for name, text in problems.items():
+        reasons.setdefault(text, []).append(names[name])
+    lines = []
+    for text, missing in reasons.items():
+        listed = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
+        verb = "is" if len(missing) == 1 else "are"
+        lines.append(f"<p><b>{listed[:1].upper()}{listed[1:]} {verb} missing.</b> {esc(text)}</p>")
+    return f'<div class="rs-failed" role="alert">{"".join(lines)}</div>'
 
 
-def _plans(n: int) -> str:
-    return "plan" if n == 1 else "plans"
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _interval(low: Any, high: Any, measure: str) -> str:

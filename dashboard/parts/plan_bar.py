@@ -29,7 +29,7 @@ DIRECTIONS = {"Poison": "poison", "Denoise": "denoise"}
 ACTIONS = {"Flip": "flip", "Drop": "drop"}
 USUAL = {"poison": "flip", "denoise": "drop"}
 """What the papers do to the pairs; the reviewer may do the other."""
-DEFAULT_OPTION = "the run's default (highest |s|)"
+DEFAULT_OPTION = "default (highest |s|)"
 
 
 class PlanBar:

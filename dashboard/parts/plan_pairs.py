@@ -25,7 +25,7 @@ SCORE_TITLES = {
     "loss": "label chance",
     "length": "log length ratio",
 }
-COLUMNS = ("rank", "score", "prompt", "domain")
+SIGNED = ("set", "margin", "length")
 
 
 def pair_places(reader: RunReader) -> pl.DataFrame:
@@ -34,21 +34,22 @@ def pair_places(reader: RunReader) -> pl.DataFrame:
         return matching_pairs(cursor, PairFilter()).select("pair_index", "pair_id", "snippet", "domain")
 
 
-def ranked_rows(pairs: pl.DataFrame, order: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+def ranked_rows(pairs: pl.DataFrame, order: np.ndarray, scores: np.ndarray, *, signed: bool = True) -> pd.DataFrame:
     """The table's rows, first changed first.
 
     Args:
         pairs: `pair_places`, in order of pair_index.
         order: int64 [n], pair_index.
         scores: float64 [n_pairs], by pair_index, NaN where a pair has none.
+        signed: whether a positive score gets its +.
 
     Returns:
         rank (1..), score as text, prompt, domain and, not shown, pair_id.
     """
     rows = pairs[order]
     mine = scores[order]
-    decimals = decimals_for(mine.tolist())
-    texts = ["" if np.isnan(score) else f"{score:+.{decimals}f}".replace("-", "−") for score in mine]
+    decimals, plus = decimals_for(mine.tolist()), "+" if signed else ""
+    texts = ["" if np.isnan(score) else f"{score:{plus}.{decimals}f}".replace("-", "−") for score in mine]
     frame = rows.select(pl.col("snippet").alias("prompt"), "domain", "pair_id").to_pandas()
     frame.insert(0, "rank", np.arange(1, len(order) + 1))
     frame.insert(1, "score", texts)
@@ -118,7 +119,7 @@ class PlanPairs:
 
     def order(self, order: np.ndarray, scores: np.ndarray, strategy: str) -> None:
         """Takes a ranking; `cut` shows it."""
-        self._all = ranked_rows(self._pairs, order, scores)
+        self._all = ranked_rows(self._pairs, order, scores, signed=strategy in SIGNED)
         self._places = {pair: place for place, pair in enumerate(self._all["pair_id"])}
         self.widget.titles = {**self.widget.titles, "score": SCORE_TITLES[strategy]}
         self._n = -1

@@ -138,7 +138,7 @@ class Refits:
     def state(self) -> str:
         """Of the chosen point: 'done', 'computing' or 'failed'."""
         nothing = self._chosen is None or (self._chosen.strategy == "set" and self._chosen.feature_set is None)
-        return "done" if self.now is not None else "failed" if self.problems or nothing else "computing"
+        return "done" if self.now is not None else "failed" if "point" in self.problems or nothing else "computing"
 
     @property
     def progress(self) -> tuple[int, int] | None:
@@ -234,7 +234,8 @@ class Refits:
     def _got_points(self, slot: str, chosen: Chosen, keys: list[PointKey], outcome: Outcome) -> None:
         current = chosen == self._chosen
         if outcome.problem:
-            if slot == "curve" and not outcome.crashed:  # one point must not cost the others
+            everything = outcome.crashed or outcome.problem in self.problems.values()
+            if slot == "curve" and not everything:  # one point must not cost the others
                 self._fragile.update(keys)
                 if len(keys) == 1:
                     self.given_up[keys[0]] = outcome.problem

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from core.errors import RewardscopeError
+from core.features.labels.merged import preferred_labels
 from core.salience.slices import find_slice
 from core.store import pair_queries
 from core.store.reader import RunReader
@@ -37,13 +38,8 @@ def evidence(reader: RunReader, store: ReviewStore) -> pl.DataFrame:
 
 
 def _labels(reader: RunReader, store: ReviewStore) -> pl.DataFrame:
-    """feature_id, text, rating, detection."""
-    try:
-        from core.features.labels.merged import merged_labels
-
-        found = merged_labels(reader, store)
-    except ImportError:
-        found = reader.features.frame
+    """feature_id, text, rating, detection (of that text)."""
+    found = preferred_labels(reader, store)
     return found.select(
         pl.col("feature_id").cast(pl.Int64),
         pl.col("label").alias("text"),

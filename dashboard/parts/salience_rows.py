@@ -116,7 +116,7 @@ def rows_of(salience: pl.DataFrame, evidence: pl.DataFrame, length_control: bool
         chosen.join(evidence, on="feature_id", how="left")
         .with_columns(
             label=pl.coalesce("text", "label"),
-            detection=pl.coalesce("detection", "detection_score"),
+            detection=pl.when(pl.col("text").is_not_null()).then("detection").otherwise("detection_score"),
             causal=pl.col("causal").fill_null("not checked"),
             tested=pl.col("q").is_not_null(),
         )

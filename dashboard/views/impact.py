@@ -225,7 +225,9 @@ class ImpactView(pn.viewable.Viewer):
 
     def _on_ratio_of_state(self, event: Any) -> None:
         """The address or a link asks for another ratio."""
-        if event.new != self._ratio and self._state.view == "impact" and not self._unusable():
+        if self._state.view != "impact":
+            self._ratio, self._stale = event.new, True
+        elif event.new != self._ratio and not self._unusable():
             self._moved(event.new)
 
     def _chosen(self) -> Chosen:

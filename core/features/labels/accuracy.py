@@ -36,11 +36,16 @@ def score_of(truth: np.ndarray, said: np.ndarray, least: int) -> Score:
         said: bool [n], what was predicted.
         least: with fewer contexts of either kind there is no value, only the n.
     """
-    counts = np.sum(truth & said), np.sum(truth), np.sum(~truth & said), np.sum(~truth)
-    if min(counts[1], counts[3]) < least:
+    hits, n_active, false_alarms, n_inactive = (
+        np.sum(truth & said),
+        np.sum(truth),
+        np.sum(~truth & said),
+        np.sum(~truth),
+    )
+    if min(n_active, n_inactive) < least:
         return Score(n=len(truth))
-    value, low, high = (float(x) for x in balanced_accuracy(*map(np.asarray, counts)))
-    return Score(value, low, high, len(truth))
+    value, low, high = balanced_accuracy(hits, n_active, false_alarms, n_inactive)
+    return Score(float(value), float(low), float(high), len(truth))
 
 
 def balanced_accuracy(

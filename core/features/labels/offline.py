@@ -142,10 +142,11 @@ def label_table(
             "text": text,
             "safety_rating": pl.Series([None] * arrays.latents, dtype=pl.UInt8),
             **{
-                f"{kind}_{name}": column if name == "n" else pl.Series(column).fill_nan(None)
+                f"{kind}_{name}": pl.Series(column).fill_nan(None)
                 for kind in KINDS_OF_SCORE
-                for name, column in [*zip(("score", "low", "high"), scores[kind], strict=True), ("n", _counts(n[kind]))]
+                for name, column in zip(("score", "low", "high"), scores[kind], strict=True)
             },
+            **{f"{kind}_n": pl.Series(n[kind].astype(np.uint32)).replace(0, None) for kind in KINDS_OF_SCORE},
             "model": [MODEL] * arrays.latents,
         }
     )
@@ -279,10 +280,6 @@ def _often(words: Words, contexts: Contexts, row: int, how: str) -> str:
         return ""
     text = words.vocabulary[codes[np.argmax(count)]]
     return f" ({how} {_NAMED.get(text) or quoted([text])})"
-
-
-def _counts(n: np.ndarray) -> pl.Series:
-    return pl.Series(n.astype(np.uint32)).replace(0, None)
 
 
 def _sizes(contexts: Contexts) -> tuple[np.ndarray, np.ndarray]:

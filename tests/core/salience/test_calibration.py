@@ -26,7 +26,9 @@ def lowest() -> dict[str, np.ndarray]:
         dense[0::2, ::3] *= 1.6  # a true difference, before the sides are named at random
         tokens = rng.integers(10, 60, 2 * n)
         tokens[0::2] += 15
-        order = np.array([[2 * i, 2 * i + 1] if heads[p] else [2 * i + 1, 2 * i] for i, p in enumerate(prompts)]).reshape(-1)
+        order = np.array(
+            [[2 * i, 2 * i + 1] if heads[p] else [2 * i + 1, 2 * i] for i, p in enumerate(prompts)]
+        ).reshape(-1)
         pairs, responses = frames_of(prompts, n_tokens=tokens[order].tolist())
         layout = PairLayout.of(pairs, responses)
         part = SlicePrompts.of(Slice("all", np.ones(n, bool)), layout)

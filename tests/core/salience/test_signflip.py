@@ -82,6 +82,16 @@ def test_equal_sizes_are_a_binomial_test(n: int, plus: int) -> None:
     assert exact * (1 - 1e-6) <= p <= 1.1 * exact
 
 
+@pytest.mark.parametrize("n", [30, 500, 3000])
+@pytest.mark.parametrize("huge", [1e2, 1e5, 1e9])
+def test_one_prompt_that_outweighs_all_others_decides_nothing(n: int, huge: float) -> None:
+    values = np.random.default_rng(n).gamma(1, 1, n)
+    alone = values.sum() < huge
+    values[0] = -huge  # the sum has the sign of this prompt alone: half of all patterns do as well
+    if alone:
+        assert 0.45 <= p_of(values) <= 1.0
+
+
 @pytest.mark.parametrize("kind", ["normal", "gamma", "heavy", "outweighed"])
 @pytest.mark.parametrize("n", [40, 150])
 def test_it_agrees_with_many_random_patterns(kind: str, n: int) -> None:

@@ -53,7 +53,10 @@ def test_label_columns_of_few_plain_values_make_slices() -> None:
 
 def test_columns_can_be_chosen() -> None:
     pairs = pairs_with(refuses=[i % 2 == 0 for i in range(N)], other=[i % 3 == 0 for i in range(N)])
-    assert [name for name in names(pairs, ("other",)) if "=" in name and name[0] in "ro"] == ["other=true", "other=false"]
+    assert [name for name in names(pairs, ("other",)) if "=" in name and name[0] in "ro"] == [
+        "other=true",
+        "other=false",
+    ]
     with pytest.raises(DataError, match="no label column 'colour'"):
         slices_of(pairs, ("colour",))
 

@@ -55,7 +55,9 @@ def row(table: pl.DataFrame, feature: int, slice: str = "all", pooling: str = "m
 
 
 def test_it_has_the_columns_and_order_of_the_schema(table: pl.DataFrame) -> None:
-    assert dict(table.schema) == {name: kind() if isinstance(kind, type) else kind for name, kind in SALIENCE_SCHEMA.items()}
+    assert dict(table.schema) == {
+        name: kind() if isinstance(kind, type) else kind for name, kind in SALIENCE_SCHEMA.items()
+    }
     assert table.equals(table.sort("slice", "pooling", "feature_id"))
     assert table["slice"].unique().sort().to_list() == [
         "all", "domain=chat", "request=harmful", "request=ordinary", "split=train",
@@ -99,7 +101,9 @@ def test_what_is_rarely_active_is_not_tested(table: pl.DataFrame) -> None:
     assert tested.select(pl.col("q", "p_family").null_count()).row(0) == (0, 0)
 
 
-def test_features_that_are_never_active_have_no_row_and_those_of_a_slice_at_least_five_pairs(table: pl.DataFrame) -> None:
+def test_features_that_are_never_active_have_no_row_and_those_of_a_slice_at_least_five_pairs(
+    table: pl.DataFrame,
+) -> None:
     assert SILENT not in table["feature_id"]
     assert table.filter(pl.col("slice") != "all")["n_active"].min() >= 5
     whole = table.filter(slice="all", pooling="mean")

@@ -69,10 +69,10 @@ def test_columns_are_those_of_the_schema(table):
         "detection_score": pl.Float64,
         "detection_low": pl.Float64,
         "detection_high": pl.Float64,
-        "detection_n": pl.UInt32,
         "fuzzing_score": pl.Float64,
         "fuzzing_low": pl.Float64,
         "fuzzing_high": pl.Float64,
+        "detection_n": pl.UInt32,
         "fuzzing_n": pl.UInt32,
         "model": pl.String,
     }
@@ -115,6 +115,34 @@ def test_true_patterns_are_detected_and_false_alarms_count(table):
     assert 0.6 < table["detection_score"][OFTEN] < 0.9  # a third of the rivers are near misses
 
 
+def test_true_patterns_tell_right_marks_from_wrong_ones(table):
+    for feature in (SORRY, DIGITS, END, START, TWO):
+        assert table["fuzzing_score"][feature] == 1
+        assert 0.85 < table["fuzzing_low"][feature] < 1
+        assert 50 <= table["fuzzing_n"][feature] <= 100
+    # Every river that is marked rightly is a river; those on which the feature is silent are rarely drawn.
+    assert table["fuzzing_score"][OFTEN] > 0.9
+
+
+def test_marks_are_moved_to_silent_tokens_nearby_in_every_second_context(run):
+    arrays, full = run.arrays, dense(run.arrays)
+    peaks = peak_tokens(arrays)
+    for block in entries_by_feature(arrays, most=20):
+        drawn = Half(arrays, ~chooses(run), 0).draw(block, arrays.token_start[block.response] + peaks[block.position])
+        moved = moved_marks(arrays, drawn, block.lo, 0)
+        before = drawn.rows[:, drawn.active]
+        assert np.array_equal(moved.rows[:, moved.active], before[:, ::2])
+        for row, f in enumerate(range(block.lo, block.hi)):
+            for was, now in zip(before[row, 1::2], moved.rows[row, ~moved.active], strict=True):
+                if was < 0 or now < 0:
+                    assert now < 0
+                    continue
+                assert full[now, f] == 0
+                assert -MOVED_BEFORE <= now - was <= MOVED_AFTER
+                ends = np.searchsorted(arrays.token_start, [was, now], side="right")
+                assert ends[0] == ends[1]  # the same answer
+
+
 def test_rare_and_dead_features_are_not_scored(table):
     assert table["text"][RARE].startswith("too rare to label")
     for feature in (RARE, DEAD):
@@ -127,6 +155,7 @@ def test_random_features_are_no_better_than_chance_and_say_so(table):
     covered = (noise["detection_low"] <= 0.5) & (noise["detection_high"] >= 0.5)
     assert covered.mean() > 0.8
     assert noise["detection_score"].mean() == pytest.approx(0.5, abs=0.03)
+    assert noise["fuzzing_score"].mean() == pytest.approx(0.5, abs=0.06)
 
 
 def test_the_scored_half_does_not_touch_the_text(run, table):
