@@ -1,4 +1,4 @@
-"""What a reviewer waits for, in a real Chromium on the served demo run: cold start, feature card, filters, pairs.
+"""What a reviewer waits for, in a real Chromium on the served demo run: cold start, feature card, filters, pairs, impact.
 
 Every time runs from the key press or click to the change in the page, measured inside the page frame by frame.
 
@@ -71,6 +71,48 @@ def click_row(field: str, number: int) -> str:
             if (e.shadowRoot) walk(e.shadowRoot) }} }}; walk(document); all[{number}].click()"""
 
 
+def until_point(page: Page, percent: float) -> float:
+    """Moves the Impact view's slider to `percent` and returns the milliseconds until the point there is drawn."""
+    return float(
+        page.evaluate(
+            """percent => new Promise((resolve, reject) => {
+                const find = (root, selector) => { const hit = root.querySelector(selector); if (hit) return hit
+                    for (const e of root.querySelectorAll('*')) if (e.shadowRoot) { const deep = find(e.shadowRoot, selector); if (deep) return deep }
+                    return null }
+                const slider = find(document, 'input[type=range]'), plot = find(document, '.plot'), begin = performance.now()
+                slider.value = String(percent)
+                slider.dispatchEvent(new Event('input', {bubbles: true}))
+                const look = () => { if (plot.dataset.state === 'done' && Math.abs(Number(plot.dataset.ratio) - percent / 100) < 1e-6) resolve(performance.now() - begin)
+                    else if (performance.now() - begin > 20000) reject(new Error('no point in 20 s'))
+                    else requestAnimationFrame(look) }
+                look()
+            })""",
+            percent,
+        )
+    )
+
+
+def impact(page: Page, url: str, rounds: range) -> None:
+    """The Impact view: its first picture, every curve, and a point of a ratio that was never asked for."""
+    begin = time.perf_counter()
+    page.goto(url + "?view=impact&ratio=0.051")
+    page.locator(".plot[data-state='done']").wait_for(timeout=120_000)
+    print(f"  {'impact: first refitted point, process started for it':<52} {time.perf_counter() - begin:.1f} s")
+    page.get_by_text("points of the curves").wait_for(state="hidden", timeout=120_000)
+    print(f"  {'impact: every curve':<52} {time.perf_counter() - begin:.1f} s")
+    page.wait_for_timeout(1500)
+    fresh = []
+    for i in rounds:
+        fresh.append(until_point(page, round(6.1 + 0.1 * i, 1)))
+        page.wait_for_timeout(400)
+    report("impact: refitted point after a slider move", fresh)
+    known = []
+    for i in rounds:
+        known.append(until_point(page, round(6.1 + 0.1 * i, 1)))
+        page.wait_for_timeout(400)
+    report("impact: known point after a slider move", known)
+
+
 def report(name: str, times: list[float]) -> None:
     ordered = sorted(times)
     p95 = ordered[min(len(ordered) - 1, round(0.95 * len(ordered)))]
@@ -131,6 +173,7 @@ def main() -> None:
                 "pair after a click on a row",
                 [until_changed(page, ".answer", click_row("prompt", i % 12 + 1)) for i in rounds],
             )
+            impact(page, url, rounds)
             browser.close()
     finally:
         process.terminate()

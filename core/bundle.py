@@ -1,31 +1,40 @@
 """The compact form of a run: what ships in `assets/`, opened on first use into the cache.
 
 A bundle holds the manifest, the SAE and head, the shards (the record of truth) and the small tables as Parquet; of the
-contexts only where they stand. The arrays, the histograms, the passages and the database are made from them in seconds,
-once for each version, and checked like any other run.
+contexts only where they stand. The arrays, the histograms, the passages, salience and the database are made from them in
+half a minute, once for each version, and checked like any other run.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from pathlib import Path
 
 import polars as pl
 
+from core.config import SalienceConfig
 from core.errors import RunError, disk_full_is_said
 from core.features.contexts import read_passages
 from core.features.pieces import token_pieces
 from core.features.statistics import histogram_table
+from core.progress import Silent
 from core.rewards.decomposition import check_sums
+from core.salience.table import salience_tables
 from core.store.arrays import save_arrays
 from core.store.manifest import Manifest, read_manifest, write_manifest
 from core.store.pooling import arrays_from_shards
 from core.store.reader import RunReader
 from core.store.writer import new_database
 
-TABLES = ("pair", "response", "feature", "context", "band", "neighbour", "layout", "cluster", "label", "evaluation")
-FILES = ("sae.safetensors", "head.safetensors", "config.yaml", "skipped.jsonl")
+TABLES = (
+    *("pair", "response", "feature", "context", "band", "neighbour", "layout", "cluster", "label", "evaluation"),
+    *("impact", "causal"),
+)
+FILES = ("sae.safetensors", "head.safetensors", "reward_head.safetensors", "config.yaml", "skipped.jsonl")
+
+log = logging.getLogger(__name__)
 
 
 def write_bundle(run: Path, target: Path) -> Path:
@@ -75,6 +84,7 @@ def open_bundle(bundle: Path, cache: Path) -> Path:
     target = cache / f"{manifest.name}-{manifest.run_id}"
     if (target / "manifest.json").exists():
         return target
+    log.warning("Opening the run %s for the first time; this takes about half a minute.", manifest.name)
     cache.mkdir(parents=True, exist_ok=True)
     with disk_full_is_said(cache), tempfile.TemporaryDirectory(dir=cache, prefix=".opening-") as scratch:
         made = Path(scratch) / "run"
@@ -99,6 +109,8 @@ def _unpack(bundle: Path, folder: Path, manifest: Manifest) -> None:
     save_arrays(folder / manifest.arrays, arrays)
     tables["context"] = read_passages(arrays, token_pieces(arrays, tables["response"]), tables["context"])
     tables["histogram"] = histogram_table(arrays)
+    settings = SalienceConfig.model_validate(manifest.config["salience"])
+    tables |= salience_tables(arrays, tables["pair"], tables["response"], settings, Silent())
     with new_database(folder / manifest.database) as db:
         db.insert_all(tables)
         db.insert_activations(arrays)

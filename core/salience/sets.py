@@ -9,7 +9,6 @@ import polars as pl
 from core.errors import DataError
 from core.store.sets import FeatureSet
 
-
 DEFAULT_NAME = "top by |s|"
 DEFAULT_SLICE, DEFAULT_POOLING = "split=train", "boundary_sum"
 """Where sets are taken from when nothing else is said: the pairs a plan may change, and SAFER's sums."""

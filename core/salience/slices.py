@@ -15,6 +15,8 @@ from core.errors import DataError
 ALL = "all"
 OWN_COLUMNS = ("split", "domain", "category")
 """Columns of the pairs themselves; every other column is one of their labels."""
+TRAIN_DOMAIN = "train domain"
+"""The training pairs of one domain: where a set for this domain is taken from, so that held-out pairs stay unseen."""
 MIN_PROMPTS = 10
 """Slices with fewer prompts are left out: nothing could be said about them."""
 MAX_VALUES = 20
@@ -60,8 +62,7 @@ def slices_of(pairs: pl.DataFrame, columns: Sequence[str] | None = None) -> list
                 f"those with plain values are: {known}."
             )
         labels = {name: labels[name] for name in columns if name in labels}
-    own = {name: pairs[name].cast(pl.String).to_list() for name in OWN_COLUMNS}
-    for column, values in {**own, **labels}.items():
+    for column, values in {**_own_columns(pairs), **labels}.items():
         for value in dict.fromkeys(v for v in values if v is not None):
             mask = np.fromiter((v == value for v in values), bool, n)
             too_much = column in labels and mask.sum() > MAX_SHARE * (n - values.count(None))
@@ -78,8 +79,7 @@ def find_slice(pairs: pl.DataFrame, name: str) -> Slice:
     """
     if name == ALL:
         return Slice(ALL, np.ones(len(pairs), bool))
-    own = {column: pairs[column].cast(pl.String).to_list() for column in OWN_COLUMNS}
-    for column, values in {**own, **label_columns(pairs)}.items():
+    for column, values in {**_own_columns(pairs), **label_columns(pairs)}.items():
         if name.startswith(f"{column}="):
             mask = np.fromiter((v == name[len(column) + 1 :] for v in values), bool, len(pairs))
             if mask.any():
@@ -96,9 +96,21 @@ def label_columns(pairs: pl.DataFrame) -> dict[str, list[str | None]]:
     columns: dict[str, list[str | None]] = {}
     for name in names:
         values = [row.get(name) for row in rows]
-        if name not in (*OWN_COLUMNS, ALL) and all(v is None or isinstance(v, str | int | float) for v in values):
+        if name not in (*OWN_COLUMNS, TRAIN_DOMAIN, ALL) and all(
+            v is None or isinstance(v, str | int | float) for v in values
+        ):
             columns[name] = [_text(value) for value in values]
     return columns
+
+
+def _own_columns(pairs: pl.DataFrame) -> dict[str, list[str | None]]:
+    """The pairs' own columns as text [n_pairs]; with several domains, also the domain of the training pairs alone."""
+    own: dict[str, list[str | None]] = {name: pairs[name].cast(pl.String).to_list() for name in OWN_COLUMNS}
+    if len(set(own["domain"])) > 1:
+        own[TRAIN_DOMAIN] = [
+            domain if split == "train" else None for domain, split in zip(own["domain"], own["split"], strict=True)
+        ]
+    return own
 
 
 def _text(value: Any) -> str | None:

@@ -36,7 +36,9 @@ def empty_html() -> str:
     )
 
 
-def card_html(card: FeatureCard, state: AppState, n_features: int, full: bool) -> str:
+def card_html(
+    card: FeatureCard, state: AppState, n_features: int, full: bool, labels: pl.DataFrame | None = None
+) -> str:
     """The whole card.
 
     Args:
@@ -44,17 +46,18 @@ def card_html(card: FeatureCard, state: AppState, n_features: int, full: bool) -
         state: where links point to.
         n_features: features in the run (what ranks are out of).
         full: every stored context, else a few of each band.
+        labels: every label of the feature (core.features.labels.merged); None = only those the run was built with.
     """
     figures = card.figures
     return (
         f'<article class="card" aria-label="Feature {figures["feature_id"]}">'
-        f'<div class="who">{_identity(card, n_features)}{_histogram(card)}</div>'
+        f'<div class="who">{_identity(card, n_features, card.labels if labels is None else labels)}{_histogram(card)}</div>'
         f'<div class="evidence">{_contexts(card, state, full)}</div>'
         f'<div class="related">{_neighbours(card, state)}</div></article>'
     )
 
 
-def _identity(card: FeatureCard, n_features: int) -> str:
+def _identity(card: FeatureCard, n_features: int, labels: pl.DataFrame) -> str:
     f = card.figures
     label = f"<h2>{esc(f['label'])}</h2>" if f["label"] else '<h2 class="rs-muted">No label</h2>'
     weight = f["weight"]
@@ -89,7 +92,7 @@ def _identity(card: FeatureCard, n_features: int) -> str:
         f'<header><span class="id rs-num">#{f["feature_id"]}</span>{label}</header>'
         f'<p class="weight"><span class="{tone(weight)} rs-num">w {signed(weight)}</span> {says} '
         f'<span class="rs-muted">· rank {f["weight_rank"]:,} of {n_features:,} by |w|</span> {dead}{cluster}</p>'
-        f"<dl class='stats'>{stats}</dl>{_labels(card)}"
+        f"<dl class='stats'>{stats}</dl>{_labels(labels, f['label'])}"
     )
 
 
@@ -97,25 +100,49 @@ def _toned(value: Any) -> str:
     return f'<span class="{tone(value)}">{figure(value, "signed")}</span>'
 
 
-def _labels(card: FeatureCard) -> str:
+def _labels(labels: pl.DataFrame, heading: str | None) -> str:
     """Each label with who wrote it and how well it predicts: a label without its score is only a guess."""
     lines = []
-    for row in card.labels.iter_rows(named=True):
-        text = "" if row["text"] == card.figures["label"] else f"“{esc(row['text'])}” "
-        lines.append(
-            f"<li>{text}<span class='rs-muted'>label by {esc(row['model'])} ({esc(row['source'])}):</span> {_detection(row)}</li>"
-        )
+    for row in labels.iter_rows(named=True):
+        by = esc(row["model"]) if row["model"] == row["source"] else f"{esc(row['model'])} ({esc(row['source'])})"
+        text = "" if row["text"] in (None, heading) else f"“{esc(row['text'])}” "
+        if row["text"] is None:
+            facts = []
+        else:
+            facts = [*_ratings(row), _score(row, "detection", DETECTION), _score(row, "fuzzing", FUZZING)]
+        if problem := row.get("problem"):
+            facts.append(f"<span class='rs-missing'>missing</span>: {esc(shorten(problem, 240))}")
+        lines.append(f"<li>{text}<span class='rs-muted'>label by {by}:</span> {' · '.join(facts)}</li>")
     return f"<ul class='labels rs-small'>{''.join(lines)}</ul>" if lines else ""
 
 
-def _detection(row: Mapping[str, Any]) -> str:
-    if not known(row["detection_score"]):
-        return f"detection {MISSING}"
-    interval = ""
-    if known(row["detection_low"]) and known(row["detection_high"]):
-        interval = f" [{plain(row['detection_low'], 2)}, {plain(row['detection_high'], 2)}]"
-    n = f", n = {row['detection_n']:,}" if row["detection_n"] else ""
-    return f"<span title='balanced accuracy on held-out contexts; 0.5 is chance'>detection {plain(row['detection_score'], 2)}{interval}{n}</span>"
+def _ratings(row: Mapping[str, Any]) -> list[str]:
+    """Both ratings, 1 to 5; a rule that finds words rates nothing."""
+    if row["source"] == "offline":
+        return []
+    kinds = (
+        ("safety", "safety_rating", "how much it has to do with safety: 1 not at all, 5 plainly"),
+        ("monosemanticity", "monosemanticity", "1 no pattern, 5 one clear pattern"),
+    )
+    return [
+        f"<span title='{about}'>{name} {row[column] if known(row.get(column)) else MISSING}{' of 5' if known(row.get(column)) else ''}</span>"
+        for name, column, about in kinds
+    ]
+
+
+DETECTION = (
+    "balanced accuracy at telling held-out contexts where it is active from random ones and near misses; 0.5 is chance"
+)
+FUZZING = "balanced accuracy at telling rightly from wrongly marked tokens in held-out contexts; 0.5 is chance"
+
+
+def _score(row: Mapping[str, Any], kind: str, about: str) -> str:
+    value, low, high, n = (row.get(f"{kind}_{name}") for name in ("score", "low", "high", "n"))
+    if not known(value):
+        return f"{kind} {MISSING}"
+    assert isinstance(value, float)
+    interval = f" [{plain(low, 2)}, {plain(high, 2)}]" if known(low) and known(high) else ""  # type: ignore[arg-type]
+    return f"<span title='{about}'>{kind} {plain(value, 2)}{interval}{f', n = {n:,}' if n else ''}</span>"
 
 
 def _histogram(card: FeatureCard) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,6 +13,7 @@ from core.errors import RewardscopeError
 from core.features.labels.merged import preferred_labels
 from core.salience.slices import find_slice
 from core.store import pair_queries
+from core.store.arrays import Pool
 from core.store.reader import RunReader
 from core.store.review import ReviewStore
 from dashboard.parts.salience_rows import NOTHING_KNOWN
@@ -34,7 +36,7 @@ def evidence(reader: RunReader, store: ReviewStore) -> pl.DataFrame:
     labels = _labels(reader, store)
     causal = causal_verdicts(reader, store)
     joined = labels.join(causal, on="feature_id", how="full", coalesce=True)
-    return pl.concat([NOTHING_KNOWN, joined.select(NOTHING_KNOWN.columns).cast(dict(NOTHING_KNOWN.schema))])
+    return pl.concat([NOTHING_KNOWN, joined.select(NOTHING_KNOWN.columns).cast(NOTHING_KNOWN.schema)])
 
 
 def _labels(reader: RunReader, store: ReviewStore) -> pl.DataFrame:
@@ -102,7 +104,9 @@ def bootstrap(reader: RunReader, feature: int, slice_name: str, pooling: str) ->
 
     pairs, answers = facts(reader)
     try:
-        rows = bootstrap_intervals(reader.arrays, pairs, answers, [feature], slice_name, pooling, DRAWS, SEED)
+        rows = bootstrap_intervals(
+            reader.arrays, pairs, answers, [feature], slice_name, cast(Pool, pooling), DRAWS, SEED
+        )
     except RewardscopeError:
         return ()
     ends = rows.filter(pl.col("feature_id") == feature).select("ci_low", "ci_high")

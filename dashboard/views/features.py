@@ -6,14 +6,18 @@ from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
+import polars as pl
 
+from core.errors import RewardscopeError
+from core.features.labels.merged import feature_labels
 from core.store.feature_queries import BY_SIZE, CLUSTER_NONE, FILTER_COLUMNS
-from core.store.reader import RunReader
+from core.store.reader import FeatureCard, RunReader
 from dashboard.escape import esc, shorten
 from dashboard.parts.feature_card import card_html, empty_html
 from dashboard.parts.feature_map import FeatureMap
 from dashboard.parts.feature_table import FeatureRows
 from dashboard.parts.range_filters import RangeFilters
+from dashboard.sets import review_store
 from dashboard.state import AppState
 from dashboard.theme import sheet
 
@@ -188,8 +192,18 @@ class FeaturesView(pn.viewable.Viewer):
     def _draw_card(self, *_: Any) -> None:
         feature = self._state.feature
         card = self._reader.card(feature) if feature is not None else None
-        total = len(self._table)
-        self._card.object = card_html(card, self._state, total, self._full.value) if card else empty_html()
+        if card is None:
+            self._card.object = empty_html()
+            return
+        self._card.object = card_html(card, self._state, len(self._table), self._full.value, self._labels(card))
+
+    def _labels(self, card: FeatureCard) -> pl.DataFrame:
+        """Every label of a feature; a review store that cannot be read is said where its labels would stand."""
+        try:
+            return feature_labels(card.labels, self._reader, review_store(), card.figures["feature_id"])
+        except RewardscopeError as error:
+            said = {"source": "review store", "model": "review store", "text": None, "problem": str(error)}
+            return pl.concat([card.labels, pl.DataFrame([said])], how="diagonal_relaxed")
 
     def _on_dark(self, event: Any) -> None:
         self._map.set_dark(event.new)

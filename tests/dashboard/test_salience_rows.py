@@ -22,7 +22,7 @@ from dashboard.parts.salience_rows import (
     members,
     rows_of,
 )
-from dashboard.parts.salience_table import table_frame
+from dashboard.parts.salience_table import fixed, table_frame
 from dashboard.parts.sign_changes import changes_frame
 from dashboard.parts.volcano import HIGHEST, at_smallest_q, caption, cloud_of
 from dashboard.state import AppState
@@ -175,6 +175,15 @@ def test_the_table_writes_figures_of_a_kind_alike_and_missing_ones_as_missing(pl
     grey = frame["effect_colour"][rows.direction == 0].unique()
     assert len(grey) == 1, "what is not significant has no colour"
     assert set(frame["effect_colour"][rows.direction > 0]).isdisjoint(frame["effect_colour"][rows.direction < 0])
+
+
+@pytest.mark.parametrize("decimals", [0, 2, 4])
+def test_fixed_decimals_are_those_of_python(decimals: int) -> None:
+    values = np.concatenate([np.random.default_rng(0).normal(0, 10.0 ** np.arange(-4, 4), (50, 8)).ravel(), [0.0]])
+    expected = [f"{value:+.{decimals}f}".replace("-", "−") for value in values]
+    expected = [text if float(text[1:]) else text[1:] for text in expected]
+    assert fixed(values, decimals).to_list() == expected
+    assert fixed(np.array([np.nan]), decimals).to_list() == [None]
 
 
 def test_the_download_is_exactly_what_is_listed(plain: RunReader) -> None:

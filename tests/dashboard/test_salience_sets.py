@@ -143,7 +143,8 @@ def test_import_checks_the_sae_and_keeps_the_file_name_harmless(
     assert "/" not in made.how["file"]
     sets.drop_draft(state)
     facts = json.loads(set_to_json(good))
-    for wrong in ({**facts, "sae_sha256": "other"}, {**facts, "s_plus": [10**6]}, {"s_plus": "x"}, []):
+    wrongs: tuple[object, ...] = ({**facts, "sae_sha256": "other"}, {**facts, "s_plus": [10**6]}, {"s_plus": "x"}, [])
+    for wrong in wrongs:
         with pytest.raises(DataError):
             one._import(json.dumps(wrong).encode(), "set.json")
     assert not sets.is_unsaved(state)

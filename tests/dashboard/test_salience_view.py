@@ -109,7 +109,7 @@ def test_an_untested_feature_says_why(plain: RunReader) -> None:
 
 def test_keys_change_the_open_set_and_rings_and_table_follow(plain: RunReader) -> None:
     state, view = view_of(plain)
-    state.feature = next(int(f) for f in view._table.ids if view._signs[view._rows.place(int(f))] == 0)  # type: ignore[union-attr, index]
+    state.feature = next(int(f) for f in view._table.ids if view._signs[view._rows.place(int(f))] == 0)  # type: ignore[union-attr]
     before = len(view._volcano.chosen.data["x"])
     view.mark(1)
     assert sets.is_unsaved(state)

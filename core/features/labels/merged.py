@@ -38,13 +38,21 @@ def merged_labels(reader: RunReader, store: ReviewStore, features: Sequence[int]
         MERGED_SCHEMA: source is 'offline', a model's name or 'reviewer'; text, ratings and scores are null where
         missing, and `problem` then says why; created is '' for labels the run was built with.
     """
-    built = _fitted(reader.table("label").with_columns(created=pl.lit("")))
-    added = store.labels(reader.manifest.sae["sha256"]).with_columns(model=pl.col("source"))
-    rows = pl.concat([built, _fitted(added)])
-    if features is not None:
-        rows = rows.filter(pl.col("feature_id").is_in(list(features)))
+    rows = _joined(reader.table("label"), store.labels(reader.manifest.sae["sha256"]))
+    return rows if features is None else rows.filter(pl.col("feature_id").is_in(list(features)))
+
+
+def feature_labels(built: pl.DataFrame, reader: RunReader, store: ReviewStore, feature: int) -> pl.DataFrame:
+    """`merged_labels` of one feature, from the run's labels of it that the caller has read already (FeatureCard.labels)."""
+    added = store.labels(reader.manifest.sae["sha256"]).filter(pl.col("feature_id") == feature)
+    return _joined(built.with_columns(feature_id=pl.lit(feature)), added)
+
+
+def _joined(built: pl.DataFrame, added: pl.DataFrame) -> pl.DataFrame:
+    """Labels the run was built with and labels added beside it, in the order of `merged_labels`."""
+    rows = [_fitted(built.with_columns(created=pl.lit(""))), _fitted(added.with_columns(model=pl.col("source")))]
     first = pl.col("source") == OFFLINE
-    return rows.sort(
+    return pl.concat(rows).sort(
         "feature_id", first, "created", "source", descending=[False, True, True, False], maintain_order=True
     )
 

@@ -83,13 +83,11 @@ def test_equal_sizes_are_a_binomial_test(n: int, plus: int) -> None:
 
 
 @pytest.mark.parametrize("n", [30, 500, 3000])
-@pytest.mark.parametrize("huge", [1e2, 1e5, 1e9])
-def test_one_prompt_that_outweighs_all_others_decides_nothing(n: int, huge: float) -> None:
+@pytest.mark.parametrize("times", [1.5, 1e3, 1e9])
+def test_one_prompt_against_all_others_decides_nothing(n: int, times: float) -> None:
     values = np.random.default_rng(n).gamma(1, 1, n)
-    alone = values.sum() < huge
-    values[0] = -huge  # the sum has the sign of this prompt alone: half of all patterns do as well
-    if alone:
-        assert 0.45 <= p_of(values) <= 1.0
+    values[0] = -times * values[1:].sum()  # no pattern has a smaller |sum| than the observed one
+    assert p_of(values) >= 0.97
 
 
 @pytest.mark.parametrize("kind", ["normal", "gamma", "heavy", "outweighed"])

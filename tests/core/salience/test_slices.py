@@ -31,7 +31,16 @@ def names(pairs: pl.DataFrame, columns: tuple[str, ...] | None = None) -> list[s
 def test_a_slice_for_every_split_domain_and_category_of_ten_prompts() -> None:
     assert names(pairs_with()) == [
         "all", "split=test", "split=train", "domain=privacy", "domain=chat", "category=spying",
+        "train domain=privacy", "train domain=chat",
     ]  # fmt: skip
+
+
+def test_a_set_for_one_domain_can_be_taken_from_its_training_pairs_alone() -> None:
+    pairs = pairs_with()
+    wanted = ((pairs["domain"] == "privacy") & (pairs["split"] == "train")).to_numpy()
+    np.testing.assert_array_equal(find_slice(pairs, "train domain=privacy").pairs, wanted)
+    one_domain = pairs.with_columns(domain=pl.lit("privacy"))
+    assert not any(name.startswith("train domain") for name in names(one_domain))
 
 
 def test_label_columns_of_few_plain_values_make_slices() -> None:
@@ -44,7 +53,9 @@ def test_label_columns_of_few_plain_values_make_slices() -> None:
         lists=[["a"] if i % 2 else [] for i in range(N)],  # not plain
         rare=[i < 3 for i in range(N)],  # 'false' says what all pairs say, 'true' has two prompts
     )
-    found = [name for name in names(pairs) if not name.startswith(("all", "split", "domain", "category"))]
+    found = [
+        name for name in names(pairs) if not name.startswith(("all", "split", "domain", "category", "train domain"))
+    ]
     assert found == ["refuses=true", "refuses=false", "rating=1", "rating=2.5"]
     by_name = {part.name: part.pairs for part in slices_of(pairs)}
     np.testing.assert_array_equal(by_name["refuses=true"], alternate)

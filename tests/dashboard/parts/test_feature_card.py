@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import parse_qs
 
 import polars as pl
 import pytest
 
+from core.features.labels.merged import feature_labels
 from core.store.reader import FeatureCard, RunReader
+from core.store.review import ReviewStore
 from dashboard.parts.feature_card import BANDS, card_html
 from dashboard.state import AppState
 from tests.dashboard.conftest import assert_harmless, elements
+from tests.synthetic_run import HOSTILE
 
 
 def html_of(reader: RunReader, feature: int, full: bool = True) -> str:
@@ -63,6 +67,40 @@ def test_a_few_of_each_band_at_first_and_all_on_request(plain: RunReader) -> Non
     brief, full = html_of(plain, 12, full=False), html_of(plain, 12, full=True)
     assert brief.count("class='context'") < full.count("class='context'")
     assert " of " in words(brief)
+
+
+def with_labels(reader: RunReader, store: ReviewStore, feature: int) -> str:
+    card = reader.card(feature)
+    assert card is not None
+    labels = feature_labels(card.labels, reader, store, feature)
+    return card_html(card, AppState(run=reader.name, feature=feature), len(reader.features), True, labels)
+
+
+def test_labels_of_an_endpoint_stand_below_with_ratings_and_both_scores(plain: RunReader, tmp_path: Path) -> None:
+    store = ReviewStore(tmp_path)
+    row = {"sae": plain.manifest.sae["sha256"], "run_id": "r", "feature_id": 12, "source": "some-model"}
+    scores = {"detection_score": 0.9, "detection_low": 0.8, "detection_high": 0.95, "detection_n": 40}
+    store.save_labels(
+        [{**row, "text": "refusals", "safety_rating": 5, **scores, "problem": "no monosemanticity in it"}]
+    )
+    text = words(with_labels(plain, store, 12))
+    assert text.index("label by offline:") < text.index("label by some-model:")
+    assert (
+        "“refusals” label by some-model: safety 5 of 5 · monosemanticity n/a · detection 0.90 [0.80, 0.95], n = 40"
+        in text
+    )
+    assert "fuzzing n/a · missing : no monosemanticity in it" in text
+    assert "safety" not in words(html_of(plain, 12)).split("label by")[1].split("Activation")[0]  # a rule rates nothing
+
+
+def test_a_reply_that_could_not_be_used_is_missing_and_says_why(plain: RunReader, tmp_path: Path) -> None:
+    store = ReviewStore(tmp_path)
+    row = {"sae": plain.manifest.sae["sha256"], "run_id": "r", "feature_id": 12, "source": HOSTILE}
+    store.save_labels([{**row, "text": None, "problem": f"the reply is no JSON: {HOSTILE}"}])
+    html = with_labels(plain, store, 12)
+    assert "missing : the reply is no JSON" in words(html)
+    assert "of 5" not in html
+    assert_harmless(html)
 
 
 def test_neighbours_are_links_to_their_cards(plain: RunReader) -> None:
