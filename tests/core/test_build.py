@@ -15,8 +15,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import yaml
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from core.build import BuildResult, build
 from core.config import RunConfig, load_config
@@ -38,6 +39,9 @@ TABLES = (
     "layout",
     "label",
     "evaluation",
+    "salience",
+    "impact",
+    "causal",
 )
 
 
@@ -146,6 +150,64 @@ def test_every_figure_has_its_n(result: BuildResult) -> None:
     assert held["ci_low"].null_count() == 0
     assert {"accuracy_raw", "accuracy_reconstruction", "accuracy_lost"} <= set(evaluation["metric"])
     assert {"fvu", "l0", "dead_fraction"} <= set(evaluation.filter(pl.col("benchmark") == "sae")["metric"])
+
+
+def test_salience_impact_and_causal_checks_are_those_of_the_rewards(result: BuildResult) -> None:
+    frames = tables(result.folder)
+    salience = frames["salience"].filter(slice="all", pooling="mean").sort("feature_id")
+    z = load_arrays(result.folder / result.manifest.arrays).pooled("mean").toarray().astype(np.float64)
+    chosen = (frames["response"]["side"] == "chosen").to_numpy()
+    np.testing.assert_allclose(
+        salience["chosen_sum"], np.maximum(z, 0)[chosen].sum(axis=0)[salience["feature_id"]], rtol=1e-5
+    )
+    none = frames["impact"].filter(strategy="none")
+    held = frames["evaluation"].filter(benchmark="held-out", metric="accuracy")
+    assert dict(none.select("domain", "accuracy").iter_rows()) == pytest.approx(
+        dict(held.select("subset", "value").iter_rows())
+    )
+    assert set(frames["impact"]["strategy"]) == {"none", "set", "random", "margin", "loss", "length"}
+    # What ablating a feature takes from a pair is w (z_chosen - z_rejected), mean by prompt over pairs where it is active.
+    pairs = frames["pair"].sort("pair_index")
+    pair_of = frames["response"].sort("response_id")["pair_index"].to_numpy()
+    weights = frames["feature"].sort("feature_id")["weight"].to_numpy()
+    assert len(frames["causal"])
+    for row in frames["causal"].to_dicts():
+        column = z[:, row["feature_id"]]
+        by_prompt: dict[str, list[float]] = {}
+        for index, prompt in enumerate(pairs["prompt_id"]):
+            mine = pair_of == index
+            if np.any(column[mine] != 0):
+                difference = column[mine & chosen].mean() - column[mine & ~chosen].mean()
+                by_prompt.setdefault(prompt, []).append(weights[row["feature_id"]] * difference)
+        assert row["n_prompts"] == len(by_prompt)
+        assert row["effect"] == pytest.approx(np.mean([np.mean(v) for v in by_prompt.values()]), rel=1e-5, abs=1e-9)
+
+
+def test_an_ordinary_reward_model_is_trained_and_read_beside_its_features(tmp_path: Path) -> None:
+    """SAFER's shape: the model's own rewards are a plain transformers forward's; the SAE's features stand beside them."""
+    path = write_config(tmp_path)
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    raw["model"]["layer"] = 2
+    raw["reward_model"] = {"kind": "classifier", "train": {"scope": "full", "layers": 3, "learning_rate": 1e-3}}
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    made = build(load_config(path), Silent())
+    checkpoint = made.folder / made.manifest.model["checkpoint"]
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    assert model.config.num_labels == 1
+    assert model.config.num_hidden_layers == 3
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    frames = tables(made.folder)
+    rows = frames["response"].join(frames["pair"].select("pair_id", "prompt"), on="pair_id")
+    for row in rows.head(10).to_dicts():
+        ids = tokenizer(f"User: {row['prompt']}\n\nAssistant: {row['text']}")["input_ids"] + [tokenizer.eos_token_id]
+        with torch.inference_mode():
+            assert model(torch.tensor([ids])).logits.item() == pytest.approx(row["model_reward"], abs=1e-4)
+    assert rows["model_reward"].n_unique() > 20
+    figures = frames["evaluation"]
+    assert figures.filter(benchmark="reward-model held-out", metric="accuracy", subset="all")["n"][0] > 0
+    assert len(frames["impact"].filter(strategy="set"))
+    assert len(frames["causal"]) == 0  # features of an ordinary model are not checked by arithmetic
+    assert build(load_config(path), Silent()).unchanged
 
 
 def test_a_second_call_changes_nothing(config: RunConfig, result: BuildResult) -> None:

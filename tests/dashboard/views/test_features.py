@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from core.store.reader import RunReader
+from core.store.review import ReviewStore
 from dashboard.parts.feature_table import COLUMNS, detection_text, rows_frame, sign_colours
 from dashboard.state import AppState
 from dashboard.views.features import FeaturesView
@@ -140,3 +143,21 @@ def test_cells_say_sign_by_colour_and_missing_by_word() -> None:
     assert detection_text(0.6, None, None) == "0.60"
     assert detection_text(0.6, 0.5, 0.7) == "0.60 (0.50–0.70)"
     assert detection_text(None, None, None) == "n/a"
+
+
+def test_the_card_shows_labels_from_the_review_store_and_says_when_it_cannot_be_read(
+    state: AppState, plain: RunReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ReviewStore(tmp_path)
+    monkeypatch.setattr("dashboard.views.features.review_store", lambda: store)
+    row = {"sae": plain.manifest.sae["sha256"], "run_id": "r", "feature_id": 12, "source": "some-model"}
+    store.save_labels([{**row, "text": "kind words", "safety_rating": 2}])
+    state.feature = 12
+    view = FeaturesView(state, plain)
+    assert "“kind words”" in view._card.object
+    assert "safety 2 of 5" in view._card.object
+    store.path.write_bytes(b"no database at all" * 100)
+    store.path.with_name("review.sqlite-wal").unlink(missing_ok=True)
+    state.feature = 13
+    assert "cannot be read" in view._card.object
+    assert "<h2>" in view._card.object  # the run's own labels are still there
