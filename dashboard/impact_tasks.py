@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
+from threadpoolctl import threadpool_limits
 
 from core.errors import RunError
 from core.store.sets import FeatureSet
@@ -93,11 +95,6 @@ class ExportedFile:
     data: bytes
 
 
-def warm(run: RunAt) -> None:
-    """Reads a run and fits its unchanged head, so that the first point does not wait for it."""
-    _ = _inputs(run).unchanged
-
-
 def rank(run: RunAt, strategy: str, direction: str, seed: int, feature_set: FeatureSet | None) -> Ranked:
     """The whole ranking of one strategy.
 
@@ -105,7 +102,8 @@ def rank(run: RunAt, strategy: str, direction: str, seed: int, feature_set: Feat
         RewardscopeError: the set does not fit the run, or the run has no pairs to rank.
     """
     inputs = _inputs(run)
-    found = _ranking(run, strategy, direction, seed, feature_set)
+    with _threads(inputs):
+        found = _ranking(run, strategy, direction, seed, feature_set)
     return Ranked(found.pair_index, found.score, found.what, int(inputs.train.sum()))
 
 
@@ -119,11 +117,12 @@ def measure(run: RunAt, choices: Sequence[PlanChoice]) -> Points:
 
     begin = time.perf_counter()
     inputs = _inputs(run)
-    plans = [_plan(run, choice) for choice in choices]
-    fresh = {plan.id: plan for plan in plans if (run, plan.id) not in _measured}
-    if fresh or (run, "none") not in _measured:
-        for (name,), rows in preview(inputs, list(fresh.values())).group_by(["plan"], maintain_order=True):
-            _keep(_measured, (run, str(name)), rows)
+    with _threads(inputs):
+        plans = [_plan(run, choice) for choice in choices]
+        fresh = {plan.id: plan for plan in plans if (run, plan.id) not in _measured}
+        if fresh or (run, "none") not in _measured:
+            for (name,), rows in preview(inputs, list(fresh.values())).group_by(["plan"], maintain_order=True):
+                _keep(_measured, (run, str(name)), rows)
     frames = [_measured[run, name] for name in ("none", *dict.fromkeys(plan.id for plan in plans))]
     return Points(pl.concat(frames), [plan.id for plan in plans], time.perf_counter() - begin)
 
@@ -192,6 +191,13 @@ def _inputs(run: RunAt) -> ImpactInputs:
 
     with RunReader.open(Path(run.folder)) as reader:
         return load_inputs(reader)
+
+
+def _threads(inputs: ImpactInputs) -> Any:
+    """Keeps the matrix library to one thread for sparse activations, whose work the engine shares out over the cores itself:
+    threads of its own, which wait by spinning, made refits about four times slower on a busy machine of two cores."""
+    sparse = not isinstance(inputs.features, np.ndarray)
+    return threadpool_limits(1, user_api="blas") if sparse else nullcontext()
 
 
 _measured: OrderedDict[tuple[RunAt, str], pl.DataFrame] = OrderedDict()

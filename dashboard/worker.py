@@ -157,7 +157,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "dashboard.worker_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": path},
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
             )
         self._pipe = ours

@@ -86,7 +86,9 @@ def make(
                 pooling=pooling,
             )
         else:
-            ratings = store.labels(sae).unique("feature_id", keep="first", maintain_order=True)
+            from core.features.labels.merged import preferred_labels
+
+            ratings = preferred_labels(reader, store)
             made = set_by_rating(
                 rows,
                 ratings.select("feature_id", "safety_rating"),

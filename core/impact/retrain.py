@@ -9,6 +9,7 @@ model retrained in the same way on unchanged pairs, with intervals over prompts 
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -308,5 +309,5 @@ def read_retrained(path: Path) -> Retrained | None:
     try:
         with np.load(path, allow_pickle=False) as kept:
             return Retrained(kept["rewards"].astype(np.float64), json.loads(str(kept["facts"])))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

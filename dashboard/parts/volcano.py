@@ -30,7 +30,7 @@ from dashboard.parts.map_image import draw, hex_colours, png_url, rgb
 from dashboard.parts.salience_rows import AXES, LEVEL, Rows
 from dashboard.theme import LOWERS, NEUTRAL, RAISES
 
-MOST_MARKS = 2_000
+MOST_MARKS = 1_000
 HIGHEST = 16.0
 """-log10 q at which the axis ends: anything smaller than q = 1e-16 is drawn on the upper edge, as triangles."""
 PIXELS = 2

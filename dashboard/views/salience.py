@@ -48,6 +48,7 @@ class SalienceView:
         self._listing = Listing()
         self._at = np.empty(0, dtype=np.int64)
         self._slices = pl.DataFrame()
+        self._listed_pooling = ""
         self._known: dict[str, tuple[pl.DataFrame, pl.DataFrame]] = {}
         self._intervals: dict[tuple[int, str, str], tuple[float, float] | tuple[()]] = {}
         self._pending = set(WATCHED)
@@ -168,15 +169,18 @@ class SalienceView:
         if state.pooling not in self._known:
             slices = reader.slices(state.pooling)
             self._known[state.pooling] = slices, reader.sign_changes(state.pooling) if len(slices) else pl.DataFrame()
-        self._slices, changes = self._known[state.pooling]
+        if self._listed_pooling != state.pooling:
+            self._listed_pooling = state.pooling
+            self._slices, changes = self._known[state.pooling]
+            self._changes.fill(changes, state.feature)
+            choices = {"Features": "features", f"Sign changes ({len(changes):,})": "changes"}
+            self._what.param.update(options=choices, value=self._what.value)
+        self._slice.param.update(options=slice_options(self._slices, state.slice), value=state.slice)
         self._rows = rows_of(reader.salience(state.slice, state.pooling), self._evidence, state.length_control)
         self._region = None
-        self._slice.param.update(options=slice_options(self._slices, state.slice), value=state.slice)
         self._counts.object = counts_html(self._rows, len(reader.features), self._min_active)
-        self._empty.object = self._why_empty()
+        self._empty.object = "" if len(self._rows) else self._why_empty()
         self._empty.visible, self._plot.visible = not len(self._rows), len(self._rows) > 0
-        self._changes.fill(changes, state.feature)
-        self._what.param.update(options={"Features": "features", f"Sign changes ({len(changes):,})": "changes"}, value=self._what.value)  # fmt: skip
 
     @property
     def _min_active(self) -> int:

@@ -105,6 +105,10 @@ def test_a_finished_retrain_is_kept_and_a_broken_one_leaves_nothing(run: Path, m
             other.baseline()
     assert sorted((run / module.FOLDER).iterdir()) == kept
     assert read_retrained(run / "nothing.npz") is None
+    damaged = run.parent / "damaged.npz"
+    for content in (b"", b"PK\x03\x04", kept[0].read_bytes()[:-40]):
+        damaged.write_bytes(content)
+        assert read_retrained(damaged) is None
 
 
 def test_a_limit_takes_fewer_pairs_evenly(sarm: Path) -> None:
