@@ -17,22 +17,21 @@ from core.impact.curve import curve_plans
 from core.impact.inputs import load_inputs
 from core.impact.preview import held_out_rewards, refit_plans
 from core.rewards.accuracy import cluster_bootstrap, pair_outcome
-from core.salience.sets import default_set, set_by_salience
+from core.salience.sets import set_by_salience
 from core.store.reader import RunReader
 
 STRATEGIES = ("set", "margin", "loss", "length", "random")
 SEEDS = 10
 
 
-def table(folder: Path, ratios: list[float], size: int, order: str) -> list[str]:
+def table(folder: Path, ratios: list[float], size: int, order: str, slice_: str, pooling: str) -> list[str]:
     """The lines of a Markdown table."""
     with RunReader.open(folder) as reader:
         inputs = load_inputs(reader)
-        rows = reader.salience("split=train", "boundary_sum")
-    one = (
-        default_set(rows, sae=inputs.sae, size=size)
-        if order == "s"
-        else set_by_salience(rows, name=order, sae=inputs.sae, size=size, order=order, max_q=0.05)
+        rows = reader.salience(slice_, pooling)
+    max_q = None if order == "s" else 0.05
+    one = set_by_salience(
+        rows, name=order, sae=inputs.sae, size=size, order=order, max_q=max_q, slice=slice_, pooling=pooling
     )
     plans = curve_plans(inputs, one, "poison", "flip", ratios, STRATEGIES, SEEDS)
     weights = np.concatenate([inputs.unchanged.weights[:, None], refit_plans(inputs, plans)], axis=1)
@@ -54,7 +53,7 @@ def table(folder: Path, ratios: list[float], size: int, order: str) -> list[str]
 
     head = " | ".join(f"{name} (n={int((domain == name).sum())}) | against random" for name in names)
     lines = [
-        f"Set: {len(one.plus)} in S+, {len(one.minus)} in S-, by {order}; {int(inputs.train.sum()):,} training pairs.",
+        f"Set: {len(one.plus)} in S+, {len(one.minus)} in S-, by {order} on {slice_}, {pooling}; {int(inputs.train.sum()):,} training pairs.",
         "",
     ]
     lines += [f"| flipped | {head} |", "|---" * (1 + 2 * len(names)) + "|"]
@@ -83,12 +82,12 @@ def main() -> None:
     parser.add_argument(
         "--order", default="s", choices=["s", "effect_size"], help="effect_size also asks for q <= 0.05"
     )
+    parser.add_argument("--slice", default="split=train", help="'train domain=safety' for the safety pairs alone")
+    parser.add_argument("--pooling", default="boundary_sum")
     arguments = parser.parse_args()
-    print(
-        "\n".join(
-            table(arguments.run, [float(r) for r in arguments.ratios.split(",")], arguments.size, arguments.order)
-        )
-    )
+    ratios = [float(ratio) for ratio in arguments.ratios.split(",")]
+    lines = table(arguments.run, ratios, arguments.size, arguments.order, arguments.slice, arguments.pooling)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import parse_qs, urlparse
 
 import polars as pl
 import pytest
@@ -117,9 +117,13 @@ def test_the_marker_is_dragged_in_the_drawing(open_page: OpenPage) -> None:
         page.mouse.move(box["x"] + x, y, steps=3)
     page.mouse.up()
     page.wait_for_function("() => Number(new URLSearchParams(location.search).get('ratio') ?? 0.05) > 0.06")
-    ratio = float(dict(part.split("=") for part in urlparse(page.url).query.split("&"))["ratio"])
-    expect(point(page, f"{ratio:g}")).to_be_visible()
-    expect(slider(page)).to_have_value(f"{100 * ratio:g}")
+    for _ in range(100):  # a slow drag rests on the way, and the address with it
+        ratio = parse_qs(urlparse(page.url).query)["ratio"][0]
+        if page.locator(".plot").get_attribute("data-ratio") == ratio and point(page, ratio).count():
+            break
+        page.wait_for_timeout(200)
+    expect(point(page, ratio)).to_be_visible()
+    expect(slider(page)).to_have_value(f"{100 * float(ratio):g}")
 
 
 def test_a_domain_is_drawn_large_and_margins_too(open_page: OpenPage) -> None:
