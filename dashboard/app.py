@@ -220,7 +220,9 @@ class App:
         if self.reader is None:
             return
         state.param.watch(lambda _: self._show(self._stage), "view")
-        state.param.watch(self._on_selection, ["view", "feature", "pair", *FILTER_PARAMS, *PAIR_PARAMS, *SALIENCE_PARAMS])
+        state.param.watch(
+            self._on_selection, ["view", "feature", "pair", *FILTER_PARAMS, *PAIR_PARAMS, *SALIENCE_PARAMS]
+        )
         state.param.watch(self._on_notices, "notices")
         self._on_selection()  # the first view may have opened its first row while the page was put together
 

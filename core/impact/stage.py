@@ -5,10 +5,11 @@ from __future__ import annotations
 import polars as pl
 
 from core.config import ImpactConfig
+from core.errors import DataError
 from core.impact.curve import curve_plans
 from core.impact.inputs import ImpactInputs
 from core.impact.preview import IMPACT_SCHEMA, preview
-from core.impact.strategies import STRATEGIES
+from core.impact.strategies import STRATEGIES, rank_pairs
 from core.progress import Progress
 from core.store.sets import FeatureSet
 
@@ -19,9 +20,10 @@ def impact_tables(
     """The table `impact`: poisoning by flips, denoising by drops and by flips, every strategy, with the unchanged head.
 
     Args:
-        feature_set: the run's default set (core.salience.sets.set_by_salience); None leaves its strategy out.
+        feature_set: the run's default set (core.salience.sets.default_set); None leaves its strategy out. So is a strategy
+            for which the run has too few prompts.
     """
-    strategies = [name for name in STRATEGIES if name != "set" or feature_set is not None]
+    strategies = [name for name in STRATEGIES if _ranks(inputs, name, feature_set)]
     seeds = range(config.seed, config.seed + config.seeds)
     curves = (
         ("poison", "flip", config.poison),
@@ -36,3 +38,14 @@ def impact_tables(
     if not plans:
         return {"impact": pl.DataFrame(schema=IMPACT_SCHEMA)}
     return {"impact": preview(inputs, plans, progress)}
+
+
+def _ranks(inputs: ImpactInputs, strategy: str, feature_set: FeatureSet | None) -> bool:
+    """Whether a run has what the strategy needs: a set, or for `loss` enough prompts to leave some out."""
+    if strategy == "set" and feature_set is None:
+        return False
+    try:
+        rank_pairs(inputs, strategy, feature_set=feature_set, direction="poison")
+    except DataError:
+        return False
+    return True

@@ -36,7 +36,7 @@ SALIENCE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 """The columns of the table `salience`, as in schema.sql."""
 SIGNIFICANT = 0.05
-"""Features with q below this count as significant."""
+"""Features with q at most this count as significant."""
 
 _COLUMN = "CASE WHEN slice = 'all' THEN 'all' ELSE split_part(slice, '=', 1) END"
 
@@ -60,7 +60,7 @@ def slices(cursor: duckdb.DuckDBPyConnection, pooling: str) -> pl.DataFrame:
         f"""
         WITH counted AS (
             SELECT slice, {_COLUMN} AS "column", any_value(n_pairs) AS n_pairs, any_value(n_prompts) AS n_prompts,
-                   count(p) AS n_tested, count(*) FILTER (q < {SIGNIFICANT}) AS n_significant
+                   count(p) AS n_tested, count(*) FILTER (q <= {SIGNIFICANT}) AS n_significant
             FROM {_table(cursor)} WHERE pooling = $pooling GROUP BY slice
         )
         SELECT slice, "column", CASE WHEN slice = 'all' THEN '' ELSE substr(slice, length("column") + 2) END AS "value",
@@ -92,7 +92,7 @@ def feature_salience(cursor: duckdb.DuckDBPyConnection, feature_id: int) -> pl.D
 def sign_changes(cursor: duckdb.DuckDBPyConnection, pooling: str) -> pl.DataFrame:
     """Features that speak for the chosen answer in one slice and against it in another slice of the same column.
 
-    Both are significant (q < 0.05). Of several slices the one with the lowest q is given, larger effects first among
+    Both are significant (q <= 0.05). Of several slices the one with the lowest q is given, larger effects first among
     equals. The most certain changes come first (by the larger of the two q, then by the smaller effect size).
 
     Returns:
@@ -102,7 +102,7 @@ def sign_changes(cursor: duckdb.DuckDBPyConnection, pooling: str) -> pl.DataFram
         f"""
         WITH significant AS (
             SELECT feature_id, slice, {_COLUMN} AS "column", effect_size, q FROM {_table(cursor)}
-            WHERE pooling = $pooling AND q < {SIGNIFICANT} AND effect_size <> 0 AND slice <> 'all'
+            WHERE pooling = $pooling AND q <= {SIGNIFICANT} AND effect_size <> 0 AND slice <> 'all'
         ),
         best AS (
             SELECT * FROM significant QUALIFY row_number() OVER (
