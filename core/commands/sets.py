@@ -15,7 +15,13 @@ sets = typer.Typer(no_args_is_help=True, help="Safety sets S+ and S-: list, make
 app.add_typer(sets, name="sets")
 
 Slice = Annotated[str, typer.Option(help="Pairs the salience is taken from: all, or column=value.")]
-Pooling = Annotated[str, typer.Option(help="last, mean, max or boundary_sum.")]
+Pooling = Annotated[
+    str | None,
+    typer.Option(
+        help="last, mean, max or boundary_sum; SAFER's boundary_sum when left out (the head's pooling where no feature is "
+        "active at a sentence boundary)."
+    ),
+]
 
 
 @sets.command("list")
@@ -51,7 +57,7 @@ def make(
     run: Annotated[str | None, typer.Option("--run", help="Name or folder of the run.")] = None,
     runs: Runs = None,
     slice: Slice = "split=train",
-    pooling: Pooling = "boundary_sum",
+    pooling: Pooling = None,
     size: Annotated[int, typer.Option(min=1, help="At most this many features.")] = 32,
     order: Annotated[str, typer.Option(help="Rank by |s|, |effect_size| or |effect|.")] = "s",
     max_q: Annotated[float | None, typer.Option(min=0, max=1, help="Only features with q at most this.")] = None,
@@ -64,7 +70,7 @@ def make(
 ) -> None:
     """Make a set from salience thresholds, or from safety ratings as SAFER does, and store it."""
     from core.runs import find_run
-    from core.salience.sets import set_by_rating, set_by_salience
+    from core.salience.sets import DEFAULT_POOLING, set_by_rating, set_by_salience
     from core.store.reader import RunReader
     from core.store.review import ReviewStore
 
@@ -72,7 +78,12 @@ def make(
         raise ConfigError(f"--order {order!r} is not known; use s, effect_size or effect.")
     store = ReviewStore(runs)
     with RunReader.open(find_run(run, runs)) as reader:
-        rows, sae = reader.salience(slice, pooling), reader.manifest.sae["sha256"]
+        sae = reader.manifest.sae["sha256"]
+        if pooling is None:
+            pooling = DEFAULT_POOLING
+            if reader.salience(slice, pooling).is_empty():
+                pooling = str(reader.manifest.head["pooling"])
+        rows = reader.salience(slice, pooling)
         if min_rating is None:
             made = set_by_salience(
                 rows,
