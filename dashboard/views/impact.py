@@ -61,8 +61,12 @@ class ImpactView(pn.viewable.Viewer):
         state.param.watch(lambda _: self._draw(), "impact_domain")
         state.param.watch(self._on_pair, "pair")
         state.param.watch(self._on_view, "view")
+        self._early: list[Callable[[], None]] | None = None
         if self._document is not None:
             pn.state.on_session_destroyed(lambda _: self._refits.close())
+            if not pn.state.loaded:
+                self._early = []
+                pn.state.onload(self._on_load)
         self._on_choice()
 
     # ------------------------------------------------------------------ layout
@@ -428,7 +432,19 @@ class ImpactView(pn.viewable.Viewer):
         if self._document is None:
             call()
         else:
-            self._document.add_next_tick_callback(call)
+            self._document.add_next_tick_callback(partial(self._receive, call))
+
+    def _receive(self, call: Callable[[], None]) -> None:
+        """Keeps answers until the browser has the page: Panel 1.9.4 loses what changes under `hold` while it is on its way."""
+        if self._early is None:
+            call()
+        else:
+            self._early.append(call)
+
+    def _on_load(self) -> None:
+        early, self._early = self._early, None
+        for call in early or []:
+            call()
 
     def _later(self, call: Callable[[], None]) -> None:
         if self._document is None:
