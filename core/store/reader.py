@@ -105,8 +105,9 @@ class RunReader:
 
     @property
     def name(self) -> str:
-        """The run's name, which is its folder's."""
-        return self.folder.name
+        """The name the command line knows the run by: its folder's, or of a bundle opened in the cache the run's own."""
+        opened = f"{self.manifest.name}-{self.manifest.run_id}"
+        return self.manifest.name if self.folder.name == opened else self.folder.name
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A cursor for one call (connections must not be shared by threads); use it as a context manager."""
