@@ -28,6 +28,7 @@ def strip_html(reader: RunReader) -> str:
         _tile("Model", esc(shorten(name, 26)), f"layer {_count(manifest.model.get('layer'))} · {pooling} pooling"),
         _tile("SAE", f"{_count(sae.get('latents'))} features", f"k = {_count(sae.get('k'))} · {dead:,} dead"),
         _tile("Pairs", _count(data.get("n_pairs")), f"{_count(data.get('n_prompts'))} prompts" + _skipped(data)),
+        *_reward_model(reader),
         _tile("Held-out accuracy", _share(reader, "held-out", "accuracy"), f"{_interval(held)}, n = {_n(held)}"),
         _tile("Longer answer wins", _share(reader, "length", "accuracy"), "baseline"),
         _tile("Raw-state probe", _share(reader, "probe", "accuracy_raw"), "same layer, no SAE"),
@@ -35,6 +36,15 @@ def strip_html(reader: RunReader) -> str:
         _tile("Health", *_health(reader)),
     ]
     return f'<div class="strip" role="group" aria-label="Quality of this run">{"".join(tiles)}</div>'
+
+
+def _reward_model(reader: RunReader) -> list[str]:
+    """The accuracy of the ordinary reward model the SAE stands beside; the next tile is then the head on its features."""
+    own = reader.figure("reward-model held-out", "accuracy")
+    if own is None:
+        return []
+    share = _share(reader, "reward-model held-out", "accuracy")
+    return [_tile("Reward model, held-out", share, f"{_interval(own)}; next: head on features")]
 
 
 def _tile(name: str, value: str, below: str) -> str:

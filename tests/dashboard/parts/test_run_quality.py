@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import duckdb
 import polars as pl
 
 from core.store.reader import RunReader
@@ -13,6 +15,7 @@ from dashboard.parts.jump import find_anything
 from dashboard.parts.run_quality import about_html, accuracy_figure, strip_html
 from dashboard.state import AppState
 from tests.dashboard.conftest import assert_harmless
+from tests.synthetic_run import write_synthetic_run
 
 
 def words(html: str) -> str:
@@ -34,6 +37,20 @@ def test_the_strip_shows_accuracy_with_interval_baselines_and_health(plain: RunR
         "✓ sums exact",
     ):
         assert part in text
+
+
+def test_an_ordinary_reward_models_accuracy_stands_first(tmp_path: Path) -> None:
+    folder = write_synthetic_run(tmp_path / "run", features=60, pairs=40)
+    with RunReader.open(folder) as reader:
+        database = folder / reader.manifest.database
+        assert "Reward model, held-out" not in words(strip_html(reader))
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(
+            "INSERT INTO evaluation VALUES ('reward-model held-out', 'all', 'accuracy', 0.553, 0.51, 0.596, 8, 'its own rewards')"
+        )
+    with RunReader.open(folder) as reader:
+        text = words(strip_html(reader))
+    assert "Reward model, held-out 55.3 % 51.0–59.6 %; next: head on features Held-out accuracy 66.4 %" in text
 
 
 def test_the_sheet_lists_every_figure_and_says_what_is_missing(plain: RunReader) -> None:
