@@ -47,7 +47,7 @@ from core.features.statistics import feature_table, histogram_table
 from core.impact.inputs import ImpactInputs
 from core.impact.stage import impact_tables
 from core.models.backbone import Backbone, context_length, load_backbone, load_tokenizer, pick_device
-from core.models.classifier import final_states, load_classifier, load_reward_head, save_reward_head
+from core.models.classifier import HEAD_FILE, final_states, load_classifier, load_reward_head, save_reward_head
 from core.models.resolve import ResolvedModel, file_sha256, resolve_model, weights_sha256
 from core.progress import Progress
 from core.rewards.ablation import causal_tables
@@ -66,7 +66,6 @@ from core.store.pooling import arrays_from_shards
 from core.store.stages import Stage, open_stage, prune, write_json
 from core.store.writer import new_database
 
-REWARD_HEAD = "reward_head.safetensors"
 STAGE_VERSION = 1
 """Raise it when the meaning of every stage's result changes, so that old results are not reused."""
 STAGE_VERSIONS = {"features": 2}
@@ -222,12 +221,12 @@ class Build:
                 classifier = load_classifier(self.model_path, dtype=model.dtype, device=str(self._device))
                 final = final_states(self.groups, classifier, self.progress, model.tokens_per_batch)
                 made = replace(made, final=final)
-                save_reward_head(folder / REWARD_HEAD, classifier.head)
+                save_reward_head(folder / HEAD_FILE, classifier.head)
             save_arrays(arrays, made)
 
         self._run(stage, compute)
         self.arrays: RunArrays = load_arrays(arrays)
-        self.reward_head = load_reward_head(stage.folder / REWARD_HEAD) if self._classifier else None
+        self.reward_head = load_reward_head(stage.folder / HEAD_FILE) if self._classifier else None
 
     def _head(self) -> None:
         """Fits the Bradley-Terry head on the training pairs."""
@@ -257,7 +256,7 @@ class Build:
         self.model_rewards = self.rewards
         """Rewards of the reward model: the same, or those of the ordinary model the SAE stands beside."""
         if self.reward_head is not None and self.arrays.final is not None:
-            self.model_rewards = np.asarray(self.arrays.final, np.float64) @ self.reward_head.weights
+            self.model_rewards = self.reward_head.rewards(self.arrays.final)
 
     def _features(self) -> None:
         """Statistics, contexts, neighbours, map and offline labels of every feature."""
@@ -395,7 +394,7 @@ class Build:
         self._copy_aside("sae", "sae.safetensors")
         self._copy_aside("head", "head.safetensors")
         if self._classifier:
-            self._copy_aside("activations", REWARD_HEAD)
+            self._copy_aside("activations", HEAD_FILE)
         skipped = self.folder / "stages" / f"pairs-{self.keys['pairs']}" / "skipped.jsonl"
         self._write_config()
         if self.pairs.skipped:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.errors import DataError
-from core.salience.sets import DEFAULT_NAME, set_by_salience
+from core.salience.sets import default_set_of
 from core.store.reader import RunReader
 from core.store.review import ReviewStore
 from core.store.sets import UNSAVED, FeatureSet
@@ -17,7 +16,6 @@ from dashboard import runs
 from dashboard.state import AppState
 
 DEFAULT_SIZE = 32
-DEFAULT_SLICE, DEFAULT_POOLING = "split=train", "boundary_sum"
 
 
 def review_store() -> ReviewStore:
@@ -26,20 +24,12 @@ def review_store() -> ReviewStore:
 
 
 def default_set(reader: RunReader) -> FeatureSet:
-    """The set a run opens with: the highest |s| on the training pairs, as SAFER takes them, without ratings.
-
-    Its size is the run's `impact.set_size`, 32 where the configuration is silent; a run without a slice of training
-    pairs takes all of them.
+    """The set a run opens with, the same as in its build and on the command line.
 
     Raises:
-        DataError: the run stores no salience.
+        DataError: the run stores no salience of its training pairs.
     """
-    size = reader.manifest.config.get("impact", {}).get("set_size", DEFAULT_SIZE)
-    for part in (DEFAULT_SLICE, "all"):
-        rows = reader.salience(part, DEFAULT_POOLING)
-        if len(rows):
-            return set_by_salience(rows, name=DEFAULT_NAME, sae=sae_of(reader), size=int(size), slice=part)
-    raise DataError("This run stores no salience; build it again to get some.")
+    return default_set_of(reader)
 
 
 def stored_set(name: str, reader: RunReader, store: ReviewStore) -> FeatureSet:

@@ -174,14 +174,13 @@ def feature_set_of(reader: RunReader, name: str | None, runs: Path | None) -> Fe
     Raises:
         DataError, RunError: there is none, or it was made for another SAE.
     """
-    from core.salience.sets import DEFAULT_SLICE, default_set
+    from core.salience.sets import default_set_of
     from core.store.review import ReviewStore
     from core.store.sets import read_set
 
     sae, latents = str(reader.manifest.sae.get("sha256", "")), int(reader.manifest.sae["latents"])
     if name is None:
-        size = int((reader.manifest.config.get("impact") or {}).get("set_size", 32))
-        return default_set(reader.table("salience").filter(slice=DEFAULT_SLICE), sae=sae, size=size)
+        return default_set_of(reader)
     if Path(name).is_file():
         return read_set(Path(name), sae=sae, latents=latents)
     return ReviewStore(runs).find_set(sae, name)

@@ -6,7 +6,9 @@ from typing import Any
 
 import polars as pl
 
+from core.config import ImpactConfig, SalienceConfig
 from core.errors import DataError
+from core.store.reader import RunReader
 from core.store.sets import FeatureSet
 
 DEFAULT_NAME = "top by |s|"
@@ -78,6 +80,21 @@ def default_set(salience: pl.DataFrame, *, sae: str, size: int = 32) -> FeatureS
     pooling = DEFAULT_POOLING if DEFAULT_POOLING in poolings or not poolings else sorted(poolings)[0]
     rows = rows.filter(pooling=pooling)
     return set_by_salience(rows, name=DEFAULT_NAME, sae=sae, size=size, slice=DEFAULT_SLICE, pooling=pooling)
+
+
+def default_set_of(reader: RunReader) -> FeatureSet:
+    """`default_set` of a finished run, with the size its configuration gives: one set for build, page and command line.
+
+    Raises:
+        DataError: the run stores no salience of its training pairs.
+    """
+    size = int(reader.manifest.config.get("impact", {}).get("set_size", ImpactConfig().set_size))
+    others = sorted(set(SalienceConfig().poolings) - {DEFAULT_POOLING})
+    for pooling in (DEFAULT_POOLING, *others):
+        rows = reader.salience(DEFAULT_SLICE, pooling)
+        if len(rows):
+            return default_set(rows, sae=str(reader.manifest.sae["sha256"]), size=size)
+    raise DataError("This run stores no salience of training pairs; build it again to get some.")
 
 
 def set_by_rating(

@@ -13,7 +13,7 @@ import panel_material_ui as pmui
 import polars as pl
 
 from core.errors import RewardscopeError
-from core.salience.sets import set_by_rating, set_by_salience
+from core.salience.sets import DEFAULT_POOLING, DEFAULT_SLICE, set_by_rating, set_by_salience
 from core.store.reader import RunReader
 from core.store.review import ReviewStore
 from core.store.sets import FeatureSet, read_set, set_to_json
@@ -243,7 +243,7 @@ class SetEditor:
 
     def _source(self) -> tuple[str, str]:
         here = self._pairs.value == HERE
-        return (self._state.slice, self._state.pooling) if here else (sets.DEFAULT_SLICE, sets.DEFAULT_POOLING)
+        return (self._state.slice, self._state.pooling) if here else (DEFAULT_SLICE, DEFAULT_POOLING)
 
     def _by_salience(self) -> str:
         part, pooling = self._source()
