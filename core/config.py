@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -133,18 +133,39 @@ class RewardTrainingConfig(Section):
     seed: int = 0
 
 
-class RewardModelConfig(Section):
-    """What the reward model is: the head on the SAE's features (SARM), or an ordinary one the SAE stands beside (SAFER)."""
+class SarmTrainingConfig(RewardTrainingConfig):
+    """How a SARM reward model is trained: decoder blocks, SAE and head (core/rewards/train_sarm; SARM section 2.2)."""
 
-    kind: Literal["head", "classifier"] = "head"
-    """`classifier`: `model.name` is a sequence-classification checkpoint with one output, or is trained to be one."""
+    mode: Literal["head", "frozen_sae", "joint", "separate"] = "frozen_sae"
+    """What learns. `head`: the head alone (the code's mode 0). `frozen_sae`: blocks and head, the encoder is fixed (mode
+    1, the paper's). `joint`: blocks, SAE and head on both losses (mode 2). `separate`: the blocks on the Bradley-Terry
+    loss alone, the SAE on both with the states detached from the reconstruction (mode 3)."""
+    reconstruction: float = Field(1.0, ge=0)
+    """Weight of the SAE's reconstruction loss in `joint` and `separate`."""
+    gradient_checkpointing: bool | None = None
+    """`None`: on an accelerator only."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Steps between measurements on held-out pairs; the best checkpoint is kept. `None`: four times in the training."""
+
+
+class RewardModelConfig(Section):
+    """What the reward model is: a head fitted on the SAE's features, a SARM model trained as one, or an ordinary one the SAE
+    stands beside (SAFER)."""
+
+    kind: Literal["head", "classifier", "sarm"] = "head"
+    """`classifier`: `model.name` is a sequence-classification checkpoint with one output, or is trained to be one.
+    `sarm`: `model.name` is a SARM folder (`rewardscope train`, `rewardscope import`), or is trained to be one."""
     train: RewardTrainingConfig | None = None
     """Train the classifier from the causal model `model.name` on the run's training pairs first."""
+    sarm: SarmTrainingConfig | None = None
+    """Train the SARM model from the causal model `model.name` and the run's SAE on the run's training pairs first."""
 
     @model_validator(mode="after")
-    def _train_a_classifier(self) -> RewardModelConfig:
+    def _train_the_right_kind(self) -> RewardModelConfig:
         if self.train is not None and self.kind != "classifier":
             raise ValueError("train is for kind: classifier; the head on features is always fitted")
+        if self.sarm is not None and self.kind != "sarm":
+            raise ValueError("sarm is for kind: sarm")
         return self
 
 
@@ -206,11 +227,23 @@ class RunConfig(Section):
         return self.runs / self.name
 
 
+AnySection = TypeVar("AnySection", bound=Section)
+
+
 def load_config(path: Path) -> RunConfig:
     """Reads and checks a YAML run configuration.
 
     Relative paths in it (pairs.source, sae.texts, sae.checkpoint, model.name when it is a folder) are taken
     relative to the file; `runs` is relative to the working directory.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or has an unknown key or a wrong value.
+    """
+    return _with_paths_from(read_yaml(path, RunConfig), path.resolve().parent)
+
+
+def read_yaml(path: Path, section: type[AnySection]) -> AnySection:
+    """Reads a YAML file as one section.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, or has an unknown key or a wrong value.
@@ -224,12 +257,11 @@ def load_config(path: Path) -> RunConfig:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold a mapping with at least `name:`; see docs/configuration.md.")
+        raise ConfigError(f"{path} must hold a mapping of settings; see docs/configuration.md.")
     try:
-        config = RunConfig.model_validate(raw)
+        return section.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error)}") from None
-    return _with_paths_from(config, path.resolve().parent)
 
 
 def explain(error: ValidationError) -> str:

@@ -26,6 +26,7 @@ from dashboard.views.features import FeaturesView
 
 FILTER_PARAMS = ["search", "sign", "show_dead", "cluster", "ranges", "lasso"]
 PAIR_PARAMS = ["pair_search", "domain", "category", "source", "split", "verdict", "margin"]
+STEERING_PARAMS = ["steering", "target", "benchmark", "benchmark_cell"]
 SALIENCE_PARAMS = ["slice", "pooling", "length_control", "set_name"]
 
 
@@ -221,7 +222,8 @@ class App:
             return
         state.param.watch(lambda _: self._show(self._stage), "view")
         state.param.watch(
-            self._on_selection, ["view", "feature", "pair", *FILTER_PARAMS, *PAIR_PARAMS, *SALIENCE_PARAMS]
+            self._on_selection,
+            ["view", "feature", "pair", *FILTER_PARAMS, *PAIR_PARAMS, *SALIENCE_PARAMS, *STEERING_PARAMS],
         )
         state.param.watch(self._on_notices, "notices")
         self._on_selection()  # the first view may have opened its first row while the page was put together
@@ -266,7 +268,7 @@ class App:
                 state.param.update(**{"pair" if state.view in ("pairs", "impact") else "feature": None})
         elif key == "r":
             state.reveal = not state.reveal
-        elif key in "1234":
+        elif key in "123456":
             state.view = VIEWS[int(key) - 1]
         elif key in "+-0":
             if isinstance(view := self._views.get(state.view), MarksFeatures):
@@ -291,6 +293,10 @@ class App:
         if cluster is not None and cluster >= 0 and cluster not in self.reader.clusters["cluster"].to_list():
             problems.append(f"This run's map has no cluster {cluster}.")
             values["cluster"] = None
+        strange = [one for one in values["steering"] if one not in self.reader.features]
+        if strange:
+            problems.append(f"This run has no feature {strange[0]} to steer.")
+            values["steering"] = {one: by for one, by in values["steering"].items() if one not in strange}
         return problems
 
     def _run_query(self, name: str) -> str:
@@ -309,9 +315,17 @@ def _make_view(name: str, state: AppState, reader: RunReader) -> View:
         from dashboard.views.salience import SalienceView
 
         return SalienceView(state, reader)
-    from dashboard.views.impact import ImpactView
+    if name == "impact":
+        from dashboard.views.impact import ImpactView
 
-    return ImpactView(state, reader)
+        return ImpactView(state, reader)
+    if name == "steering":
+        from dashboard.views.steering import SteeringView
+
+        return SteeringView(state, reader)
+    from dashboard.views.benchmarks import BenchmarksView
+
+    return BenchmarksView(state, reader)
 
 
 def _failed(text: str, what: str = "This run cannot be shown.") -> pn.pane.HTML:

@@ -12,7 +12,7 @@ import param
 
 from core.store.feature_queries import BY_SIZE, CLUSTER_NONE, FILTER_COLUMNS, SORT_COLUMNS, FeatureFilter
 
-VIEWS = ("features", "pairs", "salience", "impact")
+VIEWS = ("features", "pairs", "salience", "impact", "steering", "benchmarks")
 SIGNS = ("any", "raises", "lowers")
 VERDICTS = ("any", "right", "wrong")
 TOKEN_MODES = ("feature", "total")
@@ -22,6 +22,9 @@ VOLCANO_AXES = ("effect", "effect_size", "s")
 DIRECTIONS = ("poison", "denoise")
 ACTIONS = ("flip", "drop")
 STRATEGIES = ("set", "random", "margin", "loss", "length")
+STEERING_RANGE = (-100.0, 100.0)
+"""Multipliers a link or a number box may give; the sliders themselves go from -2 to 3."""
+MOST_STEERED = 40
 PAIR_SORTS = ("index", "margin", "-margin")
 
 Range = tuple[float | None, float | None]
@@ -65,6 +68,18 @@ class AppState(param.Parameterized):
     ratio = param.Number(0.05, bounds=(0, 0.5), doc="Share of the training pairs that is changed.")
     impact_domain = param.String("all", doc="Held-out domain whose curve is drawn large.")
 
+    # Steering view
+    steering = param.Dict(
+        {}, doc="{feature: multiplier of its head weight}, the features on the sliders; 1 = unchanged, 0 = ablated."
+    )
+    target = param.String("", doc="The concept steered at, a slice column=value of the pairs; '' = the run's first.")
+    present = param.Boolean(False, doc="Presentation mode: large type, the sliders, the text and its ranking only.")
+
+    # Benchmarks view
+    benchmark = param.String("", doc="The open benchmark; '' = the first there is.")
+    benchmark_cell = param.String("", doc="The cell whose items are listed, in the benchmark's own words; '' = none.")
+    benchmark_item = param.String(None, allow_None=True, doc="The open item's id.")
+
     # Pairs view
     pair_search = param.String("", doc="Words looked for in prompts and answers.")
     domain = param.String(None, allow_None=True)
@@ -79,6 +94,7 @@ class AppState(param.Parameterized):
     )
 
     # This session only: never in the URL
+    live_steering = param.Dict({}, doc="`steering` as it is under the hand that drags; the same at rest.")
     reveal = param.Boolean(False, doc="Show text that is blurred by default.")
     drafts = param.Dict({}, doc="{set_name: FeatureSet}, sets changed and not saved yet; see dashboard/sets.py.")
     notices = param.List(
@@ -125,6 +141,19 @@ class AppState(param.Parameterized):
         if feature is not None:
             changes |= {"feature": feature, "tokens": "feature"}
         self.param.update(**changes)
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether a slider stands anywhere but at 1."""
+        return any(multiplier != 1 for multiplier in self.steering.values())
+
+    def steer(self, feature: int, multiplier: float | None = 1.0) -> None:
+        """Puts a feature on the sliders, moves its slider, or (None) takes it off."""
+        others = {one: value for one, value in self.steering.items() if one != feature}
+        if multiplier is None:
+            self.steering = others
+        else:
+            self.steering = {**self.steering, feature: float(multiplier)}
 
     def link(self, **changes: Any) -> str:
         """The href of a plain link within this run, e.g. `link(view="features", feature=12)`.
@@ -248,6 +277,23 @@ def _decode_lasso(text: str) -> Polygon:
     return tuple(points)
 
 
+def _encode_steering(steering: Mapping[int, float]) -> str:
+    return ",".join(f"{feature}:{format_number(multiplier)}" for feature, multiplier in steering.items())
+
+
+def _decode_steering(text: str) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for part in filter(None, text.split(",")):
+        feature, _, value = part.partition(":")
+        multiplier = _number(value)
+        if multiplier is None or not STEERING_RANGE[0] <= multiplier <= STEERING_RANGE[1]:
+            raise ValueError(f"feature:multiplier with multipliers from {STEERING_RANGE[0]} to {STEERING_RANGE[1]}")
+        found[_whole(0)(feature)] = multiplier
+    if len(found) > MOST_STEERED:
+        raise ValueError(f"at most {MOST_STEERED} features")
+    return found
+
+
 def _flag_text(value: bool) -> str:
     return str(int(value))
 
@@ -277,6 +323,12 @@ URL: dict[str, UrlKey] = {
     "strategy": UrlKey("strategy", _text, _one_of(STRATEGIES)),
     "ratio": UrlKey("ratio", format_number, _ratio),
     "impact_domain": UrlKey("on", _text, _text),
+    "steering": UrlKey("steer", _encode_steering, _decode_steering),
+    "target": UrlKey("target", _text, _text),
+    "present": UrlKey("present", _flag_text, _flag),
+    "benchmark": UrlKey("bench", _text, _text),
+    "benchmark_cell": UrlKey("cell", _text, _text),
+    "benchmark_item": UrlKey("item", _text, _text),
     "pair_search": UrlKey("pq", _text, _text),
     "domain": UrlKey("domain", _text, _text),
     "category": UrlKey("category", _text, _text),

@@ -85,7 +85,7 @@ export function render({model}) {
     if (event.key === "/") {
       event.preventDefault()
       focus_search()
-    } else if (["j", "k", "?", "r", "1", "2", "3", "4", "+", "-", "0"].includes(event.key) || (["ArrowDown", "ArrowUp"].includes(event.key) && !in_widget)) {
+    } else if (["j", "k", "?", "r", "1", "2", "3", "4", "5", "6", "+", "-", "0"].includes(event.key) || (["ArrowDown", "ArrowUp"].includes(event.key) && !in_widget)) {
       event.preventDefault()
       model.send_msg({key: event.key})
     }

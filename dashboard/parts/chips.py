@@ -12,6 +12,8 @@ ICONS = {
     "pairs": '<rect x="3" y="4" width="7.5" height="14" rx="1.5"/><rect x="12.5" y="4" width="7.5" height="14" rx="1.5"/>',
     "salience": '<path d="M3 18.5h17M11.5 18.5v-15" fill="none" stroke="currentColor" stroke-width="1.6"/><circle cx="6" cy="7" r="1.9"/><circle cx="9" cy="14" r="1.3"/><circle cx="14" cy="13" r="1.3"/><circle cx="17.5" cy="6" r="1.9"/>',
     "impact": '<path d="M3 5c5 1 8 3 10 6s4 5 7 6M3 5c6 0 12 1 17 3" fill="none" stroke="currentColor" stroke-width="1.8"/><circle cx="13" cy="11" r="1.9"/>',
+    "steering": '<path d="M3 6h17M3 11h17M3 16h17" fill="none" stroke="currentColor" stroke-width="1.6"/><circle cx="14.5" cy="6" r="2.4"/><circle cx="7" cy="11" r="2.4"/><circle cx="11.5" cy="16" r="2.4"/>',
+    "benchmarks": '<path d="M3 18.5h17" fill="none" stroke="currentColor" stroke-width="1.6"/><rect x="4.5" y="11" width="3" height="6"/><rect x="10" y="7" width="3" height="10"/><rect x="15.5" y="4" width="3" height="13"/>',
 }
 COLUMN_NAMES = {
     "weight": "weight",
@@ -50,6 +52,9 @@ def chips_html(state: AppState, reader: RunReader | None) -> str:
         with reader.cursor() as cursor:
             rows = pair_row(cursor, state.pair)
         chips.append(_chip(state, "pair", f"Pair {rows['pair_index'][0] if len(rows) else state.pair}"))
+    if state.is_steered:
+        moved = sum(multiplier != 1 for multiplier in state.steering.values())
+        chips.append(_steered_badge(state, moved))
     filters = {
         "features": _feature_filters,
         "pairs": _pair_filters,
@@ -113,6 +118,15 @@ def _salience_choices(state: AppState) -> list[str]:
     if state.set_name:
         chips.append(_chip(state, "set_name", f"set {shorten(state.set_name, 40)}"))
     return chips
+
+
+def _steered_badge(state: AppState, moved: int) -> str:
+    """Shown in every view while a steering is active: rewards elsewhere on the page are not steered, and say so."""
+    what = f"Steered: {moved} feature{'s' if moved > 1 else ''}"
+    why = "Only the Steering view shows steered rewards; everything else, and the run itself, is unchanged."
+    return f'<a class="rs-steered" href="{esc(state.link(view="steering"))}" title="{why}"><b>{what}</b></a>' + _chip(
+        state, "steering", "reset steering"
+    )
 
 
 def _impact_choices(state: AppState) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 _KEYS = (
     ("j  k  or  ↓  ↑", "next, previous row of the list"),
     ("/", "search the list"),
-    ("1  2  3  4", "Features, Pairs, Salience, Impact"),
+    ("1 … 6", "Features, Pairs, Salience, Impact, Steering, Benchmarks"),
     ("+  −  0", "Salience: put the selected feature into S+, into S−, or take it out of the open set"),
     ("r", "show or blur text that may be harmful"),
     ("Esc", "leave a field, close a sheet, clear the selection"),
