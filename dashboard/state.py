@@ -101,6 +101,10 @@ class AppState(param.Parameterized):
         [], item_type=str, doc="Sentences the page shows, newest last (a wrong link, a missing feature)."
     )
 
+    @param.depends("steering", watch=True)
+    def _at_rest(self) -> None:
+        self.live_steering = dict(self.steering)
+
     def notice(self, text: str) -> None:
         """Adds a sentence the page shows to the reviewer."""
         if text not in self.notices:

@@ -60,6 +60,7 @@ def chips_html(state: AppState, reader: RunReader | None) -> str:
         "pairs": _pair_filters,
         "salience": _salience_choices,
         "impact": _impact_choices,
+        "steering": _steering_choices,
     }.get(state.view)
     chips += filters(state) if filters else []
     hint = '<span class="rs-muted rs-small">Nothing selected, no filters. Press <kbd>?</kbd> for keys.</span>'
@@ -136,6 +137,13 @@ def _impact_choices(state: AppState) -> list[str]:
     if state.impact_domain != "all":
         chips.append(_chip(state, "impact_domain", f"held-out {shorten(state.impact_domain, 30)}"))
     return chips
+
+
+def _steering_choices(state: AppState) -> list[str]:
+    if not state.target:
+        return []
+    column, _, value = state.target.partition("=")
+    return [_chip(state, "target", f"target {shorten(column, 20)}: {shorten(value, 30) or '(none)'}")]
 
 
 def _span(low: float | None, high: float | None) -> str:

@@ -36,6 +36,11 @@ states = st.fixed_dictionaries(
         "ranges": st.dictionaries(st.sampled_from(FILTER_COLUMNS), span, max_size=3),
         "lasso": st.just(()) | st.lists(st.tuples(number, number), min_size=3, max_size=8).map(tuple),
         "map_colour": st.sampled_from(["weight", "cluster"]),
+        "steering": st.dictionaries(st.integers(0, 10**8), st.integers(-400, 400).map(lambda n: n / 20), max_size=5),
+        "target": text,
+        "present": st.booleans(),
+        "benchmark": text,
+        "benchmark_item": st.none() | text,
         "pair_search": text,
         "domain": st.none() | text,
         "category": st.none() | text,
@@ -75,7 +80,7 @@ def test_a_fresh_state_needs_no_query_and_keys_are_short_and_unique() -> None:
     [
         "?f=abc", "?f=-1", "?f=1e3", "?f=99999999999999", "?view=settings", "?range=weight", "?range=secret:1~2",
         "?range=weight:2~1", "?range=weight:nan~", "?lasso=1~2", "?lasso=1~2,3", "?sort=DROP", "?desc=yes",
-        "?cluster=-2", "?margin=x~y", "?tokens=",
+        "?cluster=-2", "?margin=x~y", "?tokens=", "?steer=7", "?steer=7:nan", "?steer=7:1e9", "?steer=x:1", "?present=yes",
     ],
 )  # fmt: skip
 def test_what_a_link_gets_wrong_is_left_out_and_said(query: str) -> None:
@@ -133,6 +138,20 @@ def test_ranges_are_set_and_removed_one_by_one() -> None:
     state.set_range("density", 0.1, 0.2)
     state.set_range("weight", None, None)
     assert state.ranges == {"density": (0.1, 0.2)}
+
+
+def test_sliders_move_one_by_one_and_the_hand_follows_at_rest() -> None:
+    state = AppState()
+    state.steer(7)
+    assert (state.steering, state.is_steered) == ({7: 1.0}, False)
+    state.steer(9, 0)
+    state.live_steering = {7: 2.5, 9: 0.0}
+    assert state.steering == {7: 1.0, 9: 0.0}
+    state.steer(7, 2)
+    assert state.live_steering == state.steering == {7: 2.0, 9: 0.0}
+    assert state.is_steered
+    state.steer(7, None)
+    assert to_query(state) == "?steer=9:0"
 
 
 def test_the_state_knows_no_widget_and_the_page_no_torch() -> None:
