@@ -15,6 +15,7 @@ c = 1/32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -40,19 +41,29 @@ class Gradients(NamedTuple):
 
 
 @torch.no_grad()
-def loss_and_gradients(sae: TopKSAE, h: Tensor, active: Tensor, revived: Tensor | None = None) -> Gradients:
+def loss_and_gradients(
+    sae: TopKSAE,
+    h: Tensor,
+    active: Tensor,
+    revived: Tensor | None = None,
+    over_ranks: Callable[[Tensor], Tensor] = lambda own: own,
+) -> Gradients:
     """Loss and gradients for given active sets.
+
+    Several processes may hold a part of the batch each: everything but `over_ranks` is a sum over vectors, so the sum
+    of what they return is the loss and the gradient of the whole batch.
 
     Args:
         h: [n, d] standardised vectors in the dtype of the weights. A vector of zeros (a constant hidden state) has no
             direction and is left out of the mean.
         active: [n, k] int64, the latents that reconstruct each vector.
         revived: [n, a] int64, the dead latents that reconstruct what is left (AuxK); None without.
+        over_ranks: adds up a number of vectors over the processes.
     """
     u = h - sae.pre_bias
     size = h.square().sum(1, keepdim=True)
     share = torch.where(size > 0, 1 / size, 0)
-    share /= (size > 0).sum().clamp_min(1)
+    share /= over_ranks((size > 0).sum()).clamp_min(1)
 
     values = row_dots(u, sae.encoder.weight, active) + sae.latent_bias[active]
     error = weighted_row_sum(sae.decoder_rows, active, values) + sae.pre_bias - h

@@ -46,16 +46,20 @@ def token_passages(texts: Iterable[str], tokenizer: Any, chunk_tokens: int = CHU
                 yield Passage([chunk], [range(1, len(chunk))])
 
 
-def sentence_passages(texts: Iterable[str], tokenizer: Any, *, paper_delimiters: bool = False) -> Iterator[Passage]:
+def sentence_passages(
+    texts: Iterable[str], tokenizer: Any, *, paper_delimiters: bool = False, latin1: bool = False
+) -> Iterator[Passage]:
     """Level `sequence`: each sentence alone, without the text around it; its last token.
 
     Args:
         paper_delimiters: also keep the tokens of , ? -- ; ! " (alone or after a space), as the papers' code does.
+        latin1: leave out sentences with a character beyond U+00FF, as the papers' code does.
     """
     prefix = leading_tokens(tokenizer)
     delimiters = delimiter_ids(tokenizer) if paper_delimiters else frozenset()
     shortest, longest = SENTENCE_TOKENS
-    for ids in _token_ids((sentence for text in texts for sentence in sentences(text)), tokenizer):
+    found = (sentence for text in texts for sentence in sentences(text))
+    for ids in _token_ids((sentence for sentence in found if not latin1 or max(sentence) <= "\xff"), tokenizer):
         sentence = prefix + ids
         if shortest <= len(sentence) <= longest:
             last = len(sentence) - 1
@@ -77,20 +81,6 @@ def conversation_passages(
             first = max(1, shared) if number else 1
             keep.append(range(first, len(sequence)) if level == "token" else [len(sequence) - 1])
         yield Passage(group, keep)
-
-
-def interleaved(streams: Sequence[Iterable[Passage]]) -> Iterator[Passage]:
-    """Takes from the stream that has given the fewest vectors so far (the first among equals) until all are spent."""
-    running = [iter(stream) for stream in streams]
-    given = [0] * len(running)
-    while running:
-        turn = given.index(min(given))
-        passage = next(running[turn], None)
-        if passage is None:
-            del running[turn], given[turn]
-        else:
-            given[turn] += passage.n_vectors
-            yield passage
 
 
 def sentences(text: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class Planted:
     noise: float = 0.02
     offset: float = 0.0
     key: str = "planted"
+    position: None = None
 
     @property
     def directions(self) -> Tensor:
@@ -38,7 +40,7 @@ class Planted:
         common = self.offset * torch.linspace(-1, 1, self.d) / self.d**0.5
         return 5 * code @ self.directions + common + self.noise * torch.randn(n, self.d, generator=generator) + 2
 
-    def batches(self, first_step: int) -> Iterator[Tensor]:
+    def batches(self, first_step: int, position: Any = None) -> Iterator[Tensor]:
         step = first_step
         while True:
             yield self.vectors(self.batch, step)

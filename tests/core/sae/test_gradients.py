@@ -54,3 +54,19 @@ def test_a_constant_hidden_state_is_left_out() -> None:
     ours, without = loss_and_gradients(sae, with_zero, active), loss_and_gradients(sae, h, active[:5])
     for name in Gradients._fields:
         torch.testing.assert_close(getattr(ours, name), getattr(without, name))
+
+
+@pytest.mark.parametrize("cut", [0, 13, 40])
+def test_parts_of_a_batch_add_up(cut: int) -> None:
+    """What several processes compute of a batch, one of them perhaps nothing, sums to its loss and gradient."""
+    sae = random_sae().double()
+    x = torch.randn(40, 24, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    h, pre = normalise(x).h, sae.pre_activations(x)
+    active, revived = sae.encode(x).indices, pre[:, 50:].topk(3, dim=1).indices + 50
+    whole = loss_and_gradients(sae, h, active, revived)
+    parts = [
+        loss_and_gradients(sae, h[rows], active[rows], revived[rows], lambda _: torch.tensor(40))
+        for rows in (slice(0, cut), slice(cut, 40))
+    ]
+    for name in Gradients._fields:
+        torch.testing.assert_close(getattr(parts[0], name) + getattr(parts[1], name), getattr(whole, name))

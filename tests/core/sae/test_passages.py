@@ -12,7 +12,6 @@ from core.sae.passages import (
     Passage,
     conversation_passages,
     delimiter_ids,
-    interleaved,
     leading_tokens,
     sentence_passages,
     sentences,
@@ -130,11 +129,3 @@ def test_groups_keep_the_order_and_stay_small() -> None:
 def test_an_answer_that_begins_another_gives_no_vector_twice() -> None:
     (passage,) = conversation_passages([[1, 2, 3], [1, 2, 3, 4], [1, 2, 3]], "token")
     assert [list(keep) for keep in passage.keep] == [[1, 2], [3], []]
-
-
-def test_interleaving_draws_evenly_by_vectors() -> None:
-    big = [Passage([[i]], [range(10)]) for i in range(3)]
-    small = [Passage([[100 + i]], [range(2)]) for i in range(8)]
-    order = [passage.sequences[0][0] for passage in interleaved([big, small])]
-    assert order == [0, 100, 101, 102, 103, 104, 1, 105, 106, 107, 2]
-    assert list(interleaved([])) == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from core.errors import ConfigError
 from core.models.backbone import Backbone, load_backbone
 from core.progress import Silent
 from core.sae.passages import Passage, conversation_passages
+from core.sae.ranks import ALONE, Ranks
+from core.sae.streams import KnownPassages
 from core.sae.vectors import (
     ShuffledVectors,
     StreamedVectors,
@@ -89,6 +93,24 @@ def test_harvest_stores_all_vectors_in_order(backbone: Backbone, tmp_path: Path)
     limited = harvest(backbone, tmp_path / "w", limit=250)
     assert limited.n == 250
     assert torch.equal(all_rows(limited), expected[:250])
+
+
+def test_a_limit_spares_the_backbone(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = Backbone.states_of_groups
+
+    def counting(
+        self: Backbone, groups: Iterable[Sequence[Sequence[int]]], budget: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        kept = list(groups)
+        seen.append(len(kept))
+        return real(self, kept, budget)
+
+    monkeypatch.setattr(Backbone, "states_of_groups", counting)
+    passages = some_passages()
+    harvest(backbone, tmp_path, passages, limit=130)
+    needed = next(n for n in range(len(passages)) if sum(p.n_vectors for p in passages[:n]) >= 130)
+    assert sum(seen) == needed < len(passages)
 
 
 class Killed(Exception):
@@ -168,8 +190,12 @@ def test_shuffled_vectors_can_be_taken_up_at_any_step(backbone: Backbone, tmp_pa
     assert not torch.equal(rows_of(ShuffledVectors(file, batch, seed=4).batches(0), 40), whole)
 
 
-def streamed(backbone: Backbone, batch: int = 32, seed: int = 0) -> StreamedVectors:
-    return StreamedVectors(backbone, some_passages, batch, seed, key="k", block_vectors=200)
+def streamed(backbone: Backbone, batch: int = 32, seed: int = 0, ranks: Ranks = ALONE) -> StreamedVectors:
+    def known(position: Any) -> KnownPassages:
+        return KnownPassages(some_passages(), position)
+
+    options = {"block_vectors": 200, "part_vectors": 40, "ranks": ranks}
+    return StreamedVectors(backbone, known, batch, seed, key="k", **options)
 
 
 def test_streamed_vectors_can_be_taken_up_at_any_step(backbone: Backbone) -> None:
@@ -178,6 +204,33 @@ def test_streamed_vectors_can_be_taken_up_at_any_step(backbone: Backbone) -> Non
     for first in (1, 6, 25, 49):
         assert torch.equal(rows_of(streamed(backbone).batches(first), steps - first), whole[first:])
     assert not torch.equal(rows_of(streamed(backbone, seed=1).batches(0), steps), whole)
+
+
+def test_streamed_vectors_go_on_from_their_position(backbone: Backbone) -> None:
+    whole = rows_of(streamed(backbone).batches(0), 50)
+    for step in (1, 7, 26, 49):
+        source = streamed(backbone)
+        rows_of(source.batches(0), step)
+        position = json.loads(json.dumps(source.position))
+        assert position["step"] < step
+        assert torch.equal(rows_of(streamed(backbone).batches(step, position), 50 - step), whole[step:])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_share_the_same_batches(backbone: Backbone, tmp_path: Path, size: int) -> None:
+    """Together they hold each batch of a single process, bit for bit, and none holds a vector of another."""
+    file = harvest(backbone, tmp_path)
+    for make in (lambda r: streamed(backbone, ranks=r), lambda r: ShuffledVectors(file, 32, 0, r)):
+        whole = list(islice(make(ALONE).batches(0), 30))
+        shares = [list(islice(make(Ranks(rank, size)).batches(0), 30)) for rank in range(size)]
+        for batch, *own in zip(whole, *shares, strict=True):
+            together = torch.cat(own)
+            assert together.shape == batch.shape
+            assert torch.equal(sorted_rows(together), sorted_rows(batch))
+
+
+def sorted_rows(rows: Tensor) -> Tensor:
+    return rows[np.lexsort(rows.float().numpy().T)]
 
 
 def test_streaming_shuffles_inside_blocks_only(backbone: Backbone) -> None:
