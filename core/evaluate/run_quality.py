@@ -167,6 +167,15 @@ def batch_spread_rows(
     ]
 
 
+def storage_rows(arrays: RunArrays, sae: TopKSAE) -> list[dict[str, Any]]:
+    """How many answer tokens may have lost features, for an SAE whose number of active latents varies; else nothing."""
+    if not sae.varies:
+        return []
+    full = np.all(np.asarray(arrays.token_values) != 0, axis=1)
+    note = f"answer tokens on which all {sae.k} stored places are used: smaller activations may be left out"
+    return [figure_row("sae", "full_tokens", float(full.mean()), len(full), note)]
+
+
 def evaluation_frame(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
     """Rows of the `evaluation` table."""
     return pl.DataFrame(list(rows), schema=EVALUATION_SCHEMA, orient="row")

@@ -18,7 +18,7 @@ from core.data.schema import PreferencePairs
 from core.models.backbone import Backbone
 from core.models.packing import pack_groups
 from core.progress import Progress
-from core.sae.topk import TopKSAE, normalise
+from core.sae.topk import TopKSAE
 from core.store.shards import AnswerActivations, finished_shards, shard_path, write_shard
 
 
@@ -98,8 +98,7 @@ def activations_of(
         states = backbone.forward(pack)[torch.from_numpy(wanted).to(backbone.device)]
         active = sae.encode(states)
         # The SAE's answer in the backbone's own space, to measure what it loses.
-        _, mean, std = normalise(states)
-        rebuilt = sae.decode(active.values, active.indices) * std + mean
+        rebuilt = sae.rebuild(states, active)
         both = torch.stack([states, rebuilt]).cpu().numpy()
         values, indices = storable(active.values.cpu().numpy()), active.indices.cpu().numpy()
         for answer, own in zip(answers, rows, strict=True):

@@ -70,7 +70,9 @@ def kindred_neighbours(decoder: np.ndarray, arrays: RunArrays, features: np.ndar
     sample = np.unique(np.linspace(0, n_tokens - 1, min(n_tokens, MAX_TOKENS)).astype(np.int64))
     active = arrays.token_features[sample].reshape(-1).astype(np.int32)
     pointer = np.arange(0, len(active) + 1, k)
-    incidence = sp.csr_matrix((np.ones(len(active), np.float32), active, pointer), (len(sample), arrays.latents))
+    used = (arrays.token_values[sample].reshape(-1) != 0).astype(np.float32)  # an unused place holds 0
+    incidence = sp.csr_matrix((used, active, pointer), (len(sample), arrays.latents))
+    incidence.eliminate_zeros()
     incidence = sp.csr_matrix(incidence[:, features])
     transposed = sp.csr_matrix(incidence.T)
     share = np.diff(transposed.indptr) / len(sample)

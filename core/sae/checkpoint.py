@@ -1,9 +1,12 @@
-"""SAE files: safetensors with the four published keys and string metadata. Nothing here unpickles."""
+"""SAE files: safetensors with the four published keys and string metadata. Nothing here unpickles.
+
+An SAE of another kind (core/sae/variants) has more keys, and says its activation and scaling in the metadata.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from core.errors import ModelError, disk_full_is_said
 from core.sae.topk import TopKSAE
+from core.sae.variants import ACTIVATIONS, EXTRA_KEYS, SCALINGS, VariantSAE
 
 METADATA = "rewardscope"
 KEYS = ("pre_bias", "latent_bias", "encoder.weight", "decoder.weight")
@@ -25,7 +29,8 @@ def save_sae(path: Path, sae: TopKSAE, metadata: Mapping[str, str], dtype: torch
         path: `….safetensors`, replaced if it exists.
         sae: its weights must already be representable in `dtype` (`TopKSAE.round_weights`), so that the file is the
             SAE that was used and not nearly so.
-        metadata: at least `layer` and `level` (token, sequence or random); `k`, `latents`, `d` and `dtype` are added.
+        metadata: at least `layer` and `level` (token, sequence or random); `k`, `latents`, `d` and `dtype` are added, and
+            `activation` and `scaling` where they are not SARM's.
 
     Raises:
         DiskFullError: no room.
@@ -37,13 +42,7 @@ def save_sae(path: Path, sae: TopKSAE, metadata: Mapping[str, str], dtype: torch
     stored = {name: weight.to(dtype).contiguous() for name, weight in state.items()}
     if any(not torch.equal(stored[name].to(weight.dtype), weight) for name, weight in state.items()):
         raise ValueError(f"the weights are not representable in {dtype}; call round_weights first")
-    facts = {
-        "k": str(sae.k),
-        "latents": str(sae.latents),
-        "d": str(sae.d_model),
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    write_tensors(path, stored, {**metadata, **facts})
+    write_tensors(path, stored, {**metadata, **sae.facts(), "dtype": str(dtype).removeprefix("torch.")})
 
 
 def load_sae(
@@ -58,32 +57,65 @@ def load_sae(
         ModelError: the file is missing or damaged, lacks a key, or its shapes, k or values make no SAE.
     """
     tensors, metadata = read_tensors(path)
-    if missing := [key for key in KEYS if key not in tensors]:
-        raise ModelError(f"{path} is not an SAE file: it has no {', '.join(missing)}; give a file this program wrote.")
+    return sae_of(tensors, metadata, path).to(device=device, dtype=dtype).requires_grad_(False), metadata
+
+
+def stored_dtype(metadata: Mapping[str, str]) -> torch.dtype:
+    """The type in which a file holds its weights (float32 when it does not say)."""
+    known = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    return known.get(metadata.get("dtype", ""), torch.float32)
+
+
+def sae_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: Path) -> TopKSAE:
+    """The SAE that tensors and metadata describe, in float32.
+
+    Args:
+        where: named in the messages.
+
+    Raises:
+        ModelError: a key is missing, or shapes, k or values make no SAE.
+    """
+    activation, scaling = metadata.get("activation", "topk"), metadata.get("scaling", "standard")
+    if activation not in ACTIVATIONS or scaling not in SCALINGS:
+        raise ModelError(f"{where} holds an SAE of the kind {activation}, {scaling}, which this version does not know.")
+    ours = activation == "topk" and scaling == "standard" and "decoder_bias" not in tensors
+    keys = KEYS if ours else (*KEYS, "decoder_bias", *EXTRA_KEYS.get(activation, ()))
+    if missing := [key for key in keys if key not in tensors]:
+        raise ModelError(f"{where} is not an SAE file: it has no {', '.join(missing)}; give a file this program wrote.")
     if tensors["encoder.weight"].ndim != 2:
-        raise ModelError(f"{path}: encoder.weight must be [M, d], not {list(tensors['encoder.weight'].shape)}.")
+        raise ModelError(f"{where}: encoder.weight must be [M, d], not {list(tensors['encoder.weight'].shape)}.")
     latents, d = tensors["encoder.weight"].shape
-    wanted = {
-        "pre_bias": (d,),
-        "latent_bias": (latents,),
-        "encoder.weight": (latents, d),
-        "decoder.weight": (d, latents),
-    }
-    for key, shape in wanted.items():
-        if tensors[key].shape != shape:
-            raise ModelError(
-                f"{path}: {key} is {list(tensors[key].shape)}, but encoder.weight {[latents, d]} asks for "
-                f"{list(shape)}; the file mixes two SAEs."
-            )
-        if not torch.isfinite(tensors[key]).all():
-            raise ModelError(f"{path}: {key} holds NaN or infinity; the training it came from diverged.")
+    wanted = {"pre_bias": (d,), "encoder.weight": (latents, d), "decoder.weight": (d, latents), "decoder_bias": (d,)}
+    for key in keys:
+        check_tensor(tensors[key], wanted.get(key, (latents,)), f"{where}: {key}", f"encoder.weight {[latents, d]}")
     try:
         k = int(metadata["k"])
     except (KeyError, ValueError):
-        raise ModelError(f"{path} does not say k, the number of active latents, in its metadata.") from None
-    sae = TopKSAE(d, latents, k, initialise=False)
-    sae.load_state_dict({key: tensors[key] for key in KEYS})
-    return sae.to(device=device, dtype=dtype).requires_grad_(False), metadata
+        raise ModelError(f"{where} does not say k, the number of active latents, in its metadata.") from None
+    if ours:
+        sae = TopKSAE(d, latents, k, initialise=False)
+    else:
+        kind, scale = ACTIVATIONS[ACTIVATIONS.index(activation)], SCALINGS[SCALINGS.index(scaling)]
+        sae = VariantSAE(d, latents, k, activation=kind, scaling=scale)
+    sae.load_state_dict({key: tensors[key] for key in keys})
+    return sae
+
+
+def check_tensor(tensor: Tensor, shape: Sequence[int], name: str, asked_by: str) -> None:
+    """Insists on a tensor's shape and on finite values.
+
+    Args:
+        name: of the tensor, with its file, for the message; asked_by: what decides the shape.
+
+    Raises:
+        ModelError: it has another shape, or holds NaN or infinity.
+    """
+    if tuple(tensor.shape) != tuple(shape):
+        raise ModelError(
+            f"{name} is {list(tensor.shape)}, but {asked_by} asks for {list(shape)}; the file mixes two models."
+        )
+    if not torch.isfinite(tensor).all():
+        raise ModelError(f"{name} holds NaN or infinity; the training it came from diverged.")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

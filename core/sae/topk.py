@@ -22,7 +22,7 @@ from core.sae.screening import Screen, screens, weights_version
 from core.sae.sparse import grouped_top, weighted_row_sum
 
 EPS = 1e-6
-_CHUNK = 1 << 23
+CHUNK = 1 << 23
 """Pre-activations held at once while encoding: 32 MiB in float32, small enough for the allocator to use again."""
 
 
@@ -57,13 +57,23 @@ def normalise(x: Tensor) -> Normalised:
     mean = x.mean(dim=-1, keepdim=True)
     centred = x - mean
     std = (centred.square().sum(dim=-1, keepdim=True) / (x.shape[-1] - 1)).sqrt()  # ddof = 1
-    if not torch.isfinite(std).all():
-        row = int((~torch.isfinite(std.reshape(-1))).nonzero()[0])
+    finite(std)
+    return Normalised(centred / (std + EPS), mean, std)
+
+
+def finite(rows: Tensor) -> Tensor:
+    """The same tensor [..., n].
+
+    Raises:
+        ModelError: one of its rows holds NaN or infinity.
+    """
+    if not torch.isfinite(rows).all():
+        row = int((~torch.isfinite(rows.reshape(-1, rows.shape[-1])).all(1)).nonzero()[0])
         raise ModelError(
             f"Hidden state {row} of this batch holds NaN or infinity, so the backbone overflowed or its weights are "
             "damaged; run the backbone in float32 or check its files."
         )
-    return Normalised(centred / (std + EPS), mean, std)
+    return rows
 
 
 def top_k(pre: Tensor, k: int) -> TopKActivations:
@@ -108,6 +118,8 @@ class TopKSAE(nn.Module):
     """
 
     normalise = staticmethod(normalise)
+    varies = False
+    """Whether the number of active latents varies from vector to vector; k are stored."""
 
     def __init__(self, d: int, latents: int, k: int, *, seed: int = 0, initialise: bool = True) -> None:
         super().__init__()
@@ -165,10 +177,22 @@ class TopKSAE(nn.Module):
         sums = weighted_row_sum(self.decoder_rows.to(values.dtype), at, flat)
         return sums.view(*values.shape[:-1], self.d_model) + self.pre_bias
 
+    def rebuild(self, x: Tensor, active: TopKActivations) -> Tensor:
+        """x_hat = h_hat std + mean: what active latents say of the hidden states x [..., d] they were read from."""
+        _, mean, std = self.normalise(x)
+        return self.decode(active.values, active.indices) * std + mean
+
     def reconstruct(self, x: Tensor) -> Tensor:
-        """x_hat = h_hat std + mean: the hidden states [..., d] as the SAE sees them, float32 or better."""
-        mean, std = normalise(x)[1:]
-        return self.decode(*self.encode(x)) * std + mean
+        """x_hat: the hidden states [..., d] as the SAE sees them, float32 or better."""
+        return self.rebuild(x, self.encode(x))
+
+    def active_counts(self, x: Tensor) -> Tensor:
+        """How many latents are active for each hidden state [..., d], stored or not: int64 [...]."""
+        return torch.full(x.shape[:-1], self.k, dtype=torch.int64, device=x.device)
+
+    def facts(self) -> dict[str, str]:
+        """What a file must say beside the weights to make this SAE again."""
+        return {"k": str(self.k), "latents": str(self.latents), "d": str(self.d_model)}
 
     @torch.no_grad()
     def unit_norm_decoder(self) -> None:
@@ -199,7 +223,7 @@ class TopKSAE(nn.Module):
         """The k active latents of standardised vectors [n, d], screened where that is faster."""
         values, indices = h.new_empty(len(h), self.k), torch.empty(len(h), self.k, dtype=torch.int64, device=h.device)
         rows = torch.arange(len(h), device=h.device)
-        chunk = max(1, _CHUNK // self.latents)
+        chunk = max(1, CHUNK // self.latents)
         if screen := self._current_screen(h):
             uncertain = []
             for some in rows.split(chunk):

@@ -18,13 +18,14 @@ def pool_answer(answer: AnswerActivations) -> tuple[np.ndarray, np.ndarray]:
         features: the features active on any token, ascending, int64 [n].
         pooled: float32 [4, n], rows last, mean, max, boundary_sum (design: A run; SAFER's sums clamp at zero).
     """
-    tokens, k = answer.values.shape
-    features, where = np.unique(answer.features.reshape(-1), return_inverse=True)
-    values = answer.values.reshape(-1).astype(np.float64)
-    row = np.repeat(np.arange(tokens), k)
+    tokens = len(answer.values)
+    row, place = np.nonzero(answer.values)  # an exact 0 is an unused place of an SAE that has fewer active latents
+    features, where = np.unique(answer.features[row, place], return_inverse=True)
+    values = answer.values[row, place].astype(np.float64)
     n = len(features)
     last = np.zeros(n)
-    last[where[-k:]] = values[-k:]
+    final = row == tokens - 1
+    last[where[final]] = values[final]
     total = np.bincount(where, weights=values, minlength=n)
     largest = np.full(n, -np.inf)
     np.maximum.at(largest, where, values)
@@ -53,13 +54,14 @@ def arrays_from_shards(shards: list[Path], n_responses: int, latents: int) -> Ru
     pooled = [pool_answer(answer) for answer in whole]
     columns = np.concatenate([values for _, values in pooled], axis=1)
     states = [answer.states for answer in whole if answer.states is not None]
+    width = max([1, *(int(np.nonzero(answer.values)[1].max(initial=0)) + 1 for answer in whole)])  # places ever used
     return RunArrays(
         token_start=_starts([len(answer.token_ids) for answer in whole]),
         token_ids=np.concatenate([answer.token_ids for answer in whole]).astype(np.int32),
         token_char=np.concatenate([answer.char for answer in whole]).astype(np.int32),
         token_boundary=np.concatenate([answer.boundary for answer in whole]),
-        token_features=np.concatenate([answer.features for answer in whole]),
-        token_values=np.concatenate([answer.values for answer in whole]),
+        token_features=np.concatenate([answer.features[:, :width] for answer in whole]),
+        token_values=np.concatenate([answer.values[:, :width] for answer in whole]),
         truncated=np.array([answer.truncated for answer in whole]),
         pooled_ptr=_starts([len(features) for features, _ in pooled]),
         pooled_features=np.concatenate([features for features, _ in pooled]).astype(np.uint32),

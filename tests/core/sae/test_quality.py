@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from core.errors import ModelError
-from core.sae.quality import DENSITY_EDGES, sae_quality
+from core.sae import quality as quality_module
+from core.sae.quality import DENSITY_EDGES, SaeQuality, sae_quality
 from core.sae.topk import TopKSAE
 from tests.core.sae.test_topk import random_sae
 
@@ -67,3 +69,21 @@ def test_nothing_to_measure_is_said() -> None:
     for batches in ([], [torch.ones(5, 24)]):
         with pytest.raises(ModelError, match="no two different vectors"):
             sae_quality(random_sae(), batches)
+
+
+def test_the_interval_covers_the_ratio_over_independent_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of 16 alike vectors: about 95 in 100 intervals hold the value over many texts, where one that took vectors
+    for independent would be four times too narrow."""
+    monkeypatch.setattr(quality_module, "_RUN", 16)
+    generator = torch.Generator().manual_seed(0)
+    sae = random_sae(latents=96, k=5)
+    texts = 5 + 3 * torch.randn(4000, 1, 24, generator=generator)
+
+    def measured(of: Tensor) -> SaeQuality:
+        vectors = (of + 0.05 * torch.randn(len(of), 16, 24, generator=generator)).flatten(0, 1)
+        return sae_quality(sae, vectors.split(4096))
+
+    truth = measured(texts[:1000]).fvu_normalised
+    intervals = [measured(some).fvu_normalised_interval or (0, 0) for some in texts[1000:].split(30)]
+    assert 0.87 <= np.mean([low <= truth <= high for low, high in intervals]) <= 1
+    assert measured(texts[:1]).fvu_normalised_interval is None

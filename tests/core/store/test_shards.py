@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from core.errors import RunError
+from core.features.entries import peak_tokens
 from core.rewards.decomposition import check_sums, model_rewards
 from core.store.arrays import load_arrays, save_arrays
 from core.store.pooling import arrays_from_shards, pool_answer
@@ -43,6 +45,42 @@ def test_pooling_equals_the_dense_definition(seed: int) -> None:
     got = np.zeros((4, M))
     got[:, features] = pooled
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+
+
+def padded(seed: int, response_id: int = 0, most: int = 3) -> AnswerActivations:
+    """As an SAE whose number of active features varies gives it: unused places hold 0 at features that are inactive."""
+    one = answer(seed, response_id)
+    values = np.abs(one.values)
+    rng = np.random.default_rng(seed)
+    for row in values:
+        row[rng.integers(0, most + 1) :] = 0
+        row[::-1].sort()
+    return replace(one, values=values)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_unused_places_are_no_features(seed: int) -> None:
+    one = padded(seed)
+    features, pooled = pool_answer(one)
+    z = dense(one)
+    np.testing.assert_array_equal(features, np.flatnonzero(z.any(axis=0)))
+    expected = np.stack([z[-1], z.mean(axis=0), z.max(axis=0), z[one.boundary].sum(axis=0)])
+    np.testing.assert_allclose(pooled, expected[:, features], rtol=1e-6, atol=1e-7)
+
+
+def test_places_that_no_token_uses_are_not_laid_out(tmp_path: Path) -> None:
+    """Also with an answer in which nothing at all is active; where features peak is still found."""
+    answers = [padded(seed, response_id=seed, most=2 if seed != 3 else 0) for seed in range(8)]
+    write_shard(tmp_path, 0, answers)
+    arrays = arrays_from_shards([shard_path(tmp_path, 0)], 8, M)
+    assert arrays.token_values.shape[1] == arrays.token_features.shape[1] == 2
+    assert arrays.pooled("mean")[[3]].nnz == 0
+    peaks = peak_tokens(arrays)
+    for number, one in enumerate(answers):
+        z = dense(one)
+        where = slice(int(arrays.pooled_ptr[number]), int(arrays.pooled_ptr[number + 1]))
+        np.testing.assert_array_equal(peaks[where], z[:, arrays.pooled_features[where]].argmax(axis=0))
+        np.testing.assert_allclose(arrays.pooled("mean")[[number]].toarray()[0], z.mean(axis=0), atol=1e-6)
 
 
 def test_a_shard_comes_back_as_it_went(tmp_path: Path) -> None:
