@@ -14,6 +14,8 @@ The public Python API; each name is imported when it is first used, so that `imp
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from core.auto_classes import register_when_imported
+
 if TYPE_CHECKING:
     from core.build import build as build_run
     from core.config import RunConfig, load_config
@@ -58,3 +60,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'core' has no attribute {name!r}")
     module, _, attribute = _HOME[name].partition(":")
     return getattr(import_module(module), attribute or name)
+
+
+register_when_imported()

@@ -1,6 +1,7 @@
 """The main job: from a configuration to a published run, stage by stage.
 
 pairs -> [reward model] -> sae -> activations -> head -> features -> salience -> impact -> causal -> evaluation -> database
+pairs -> pretraining (an SAE) -> reward model (SARM) -> sae, head (taken from it) -> ...      with reward_model.sarm
 
 Each stage keeps its result under the hash of what it depends on. A stage whose inputs have not changed is skipped;
 a build that was interrupted goes on where it stopped; the published run changes only at the very end, by replacing
@@ -10,24 +11,21 @@ the manifest. (The SAE comes before the activations because what is extracted ar
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-import yaml
 
-from core import __version__
-from core.config import RunConfig, fingerprint
+from core import build_sarm
+from core.config import RunConfig, SaeConfig, fingerprint
 from core.data.chat import EncodedAnswer, encode_pairs
 from core.data.load import check_prompt_lengths, load_pairs, source_hash
 from core.data.schema import BadRow, PreferencePairs
-from core.errors import RunError, disk_full_is_said
+from core.errors import ConfigError, disk_full_is_said
 from core.evaluate.run_quality import (
     PairTable,
     accuracy_rows,
@@ -36,6 +34,7 @@ from core.evaluate.run_quality import (
     evaluation_frame,
     figure_row,
     probe_rows,
+    storage_rows,
 )
 from core.features.contexts import context_tables
 from core.features.extract import Answer, extract, group_answers
@@ -50,21 +49,23 @@ from core.models.backbone import Backbone, context_length, load_backbone, load_t
 from core.models.classifier import HEAD_FILE, final_states, load_classifier, load_reward_head, save_reward_head
 from core.models.resolve import ResolvedModel, file_sha256, resolve_model, weights_sha256
 from core.progress import Progress
+from core.publish import BuildResult, publish
 from core.rewards.ablation import causal_tables
 from core.rewards.accuracy import pair_outcome
-from core.rewards.decomposition import check_sums, model_rewards
+from core.rewards.decomposition import model_rewards
 from core.rewards.head import L2_GRID, all_comparisons, choose_l2, fit_head
 from core.rewards.head_file import Head, load_head, save_head
+from core.rewards.processes import world
 from core.rewards.train import train_reward_model
+from core.rewards.train_sarm import train_sarm
 from core.sae.checkpoint import load_sae
 from core.sae.fit import fit_sae, training_inputs_hash
+from core.sae.topk import TopKSAE
 from core.salience.sets import DEFAULT_SLICE, default_set
 from core.salience.table import salience_tables
 from core.store.arrays import RunArrays, load_arrays, save_arrays
-from core.store.manifest import Manifest, read_manifest, write_manifest
 from core.store.pooling import arrays_from_shards
-from core.store.stages import Stage, open_stage, prune, write_json
-from core.store.writer import new_database
+from core.store.stages import Stage, open_stage, write_json
 
 STAGE_VERSION = 1
 """Raise it when the meaning of every stage's result changes, so that old results are not reused."""
@@ -72,13 +73,7 @@ STAGE_VERSIONS = {"features": 2}
 """The same for one stage (and what depends on it); 1 where nothing is said."""
 
 
-@dataclass(frozen=True)
-class BuildResult:
-    """What a build ended with."""
-
-    folder: Path
-    manifest: Manifest
-    unchanged: bool
+__all__ = ["Build", "BuildResult", "build"]
 
 
 def build(config: RunConfig, progress: Progress) -> BuildResult:
@@ -100,11 +95,13 @@ class Build:
         self.keys: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.trained: Path | None = None
+        self.taken: SaeConfig | None = None
 
     def run(self) -> BuildResult:
         with disk_full_is_said(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._pairs()
+            self.config = build_sarm.checked(self.config, self.resolved.path)
+            self.read_pairs()
             self._reward_model()
             self._sae()
             self._activations()
@@ -113,15 +110,15 @@ class Build:
             self._salience()
             self._impact()
             self._evaluation()
-            return self._publish()
+            return publish(self)
 
     # ------------------------------------------------------------------ stages
 
-    def _pairs(self) -> None:
+    def read_pairs(self) -> None:
         """Reads, checks and splits the preference pairs."""
         config = self.config.pairs
         stage = self._stage(
-            "pairs", config.model_dump(mode="json", exclude={"source"}), source_hash(config), self._limit()
+            "pairs", config.model_dump(mode="json", exclude={"source"}), source_hash(config), self.limit()
         )
 
         def compute(folder: Path) -> None:
@@ -129,7 +126,7 @@ class Build:
             pairs = check_prompt_lengths(
                 pairs,
                 self.tokenizer,
-                config.max_prompt_tokens or self._limit(),
+                config.max_prompt_tokens or self.limit(),
                 config.on_bad_rows,
                 skipped_to=folder / "skipped.jsonl",
             )
@@ -146,13 +143,15 @@ class Build:
         self.table = PairTable.of(self.pairs.pairs, self.pairs.responses)
 
     def _reward_model(self) -> None:
-        """Trains an ordinary reward model from the given causal model, when the configuration asks for one."""
+        """Trains a reward model from the given causal model, when the configuration asks for one."""
+        if self.config.reward_model.sarm is not None:
+            self._sarm()
         config = self.config.reward_model.train
         if config is None:
             return
         base = weights_sha256(self.resolved.path)
-        dtype, device = self.config.model.dtype, self._device.type
-        inputs = (config.model_dump(mode="json"), base, self.keys["pairs"], self._limit(), dtype, device)
+        dtype, device = self.config.model.dtype, self.device.type
+        inputs = (config.model_dump(mode="json"), base, self.keys["pairs"], self.limit(), dtype, device)
         stage = self._stage("reward_model", *inputs)
 
         def compute(folder: Path) -> None:
@@ -162,33 +161,97 @@ class Build:
                 self.pairs,
                 folder / "model",
                 self.progress,
-                max_length=self._limit(),
+                max_length=self.limit(),
                 dtype=self.config.model.dtype,
-                device=str(self._device),
+                device=str(self.device),
             )
             write_json(folder / "training.json", facts)
 
         self._run(stage, compute)
         self.trained = stage.folder / "model"
 
-    def _sae(self) -> None:
-        """Trains the SAE, or takes the given checkpoint."""
-        config = self.config.sae
-        inputs = self.keys["pairs"] if config.use_pairs else None
+    def _sarm(self) -> None:
+        """Trains a SARM model of the causal model and an SAE trained on its states."""
+        config, settings, model = self.config.reward_model.sarm, self.config.model, self.resolved
+        assert config is not None
+        if world() > 1:
+            raise ConfigError(
+                "A build runs in one process; train with `torchrun -m core train CONFIG.yaml -o FOLDER` first, then build "
+                "with model.name: FOLDER."
+            )
+        sae, facts = self.pretrained_sae()
+        inputs = (
+            config.model_dump(mode="json"),
+            weights_sha256(model.path),
+            self.keys.get("pretraining"),
+            settings.layer,
+        )
+        pooling = self.config.head.pooling
+        device = self.device
         stage = self._stage(
-            "sae", config.model_dump(mode="json"), self._model_identity, inputs, training_inputs_hash(config)
+            "reward_model", "sarm", *inputs, self.keys["pairs"], self.limit(), pooling, settings.dtype, device.type
         )
 
         def compute(folder: Path) -> None:
-            train = [answer.encoded.ids for group in self.groups for answer in group if self._trains(answer)]
+            train_sarm(
+                config,
+                model.path,
+                sae,
+                settings.layer,
+                self.pairs,
+                folder / "model",
+                self.progress,
+                pooling=pooling,
+                max_length=self.limit(),
+                sae_facts=facts,
+                dtype=settings.dtype,
+                device=str(device),
+                tokens_per_batch=settings.tokens_per_batch,
+                name=model.name,
+            )
+
+        self._run(stage, compute)
+        self.trained = stage.folder / "model"
+        own = build_sarm.read_sarm_config(self.trained)
+        sizes = {"latents": own.latents, "k": own.k}  # of `encoder: identity`, not those of sae
+        self.taken = self.config.sae.model_copy(update=sizes)
+
+    def pretrained_sae(self) -> tuple[TopKSAE | None, dict[str, str]]:
+        """The SAE from which a SARM model is trained, trained or given, and the metadata of its file.
+
+        None where the model needs no SAE (`encoder: identity`).
+        """
+        sarm = self.config.reward_model.sarm
+        if sarm is not None and sarm.encoder == "identity":
+            return None, {}
+        model = self.config.model
+        identity = [weights_sha256(self.resolved.path), model.layer, model.dtype, self.device.type]
+        stage = self._run(self._sae_stage("pretraining", identity), lambda folder: self._fit_sae(folder, self._base()))
+        sae, facts = load_sae(stage.folder / "sae.safetensors")
+        return sae, facts
+
+    def _sae(self) -> None:
+        """Trains the SAE, or takes the given checkpoint, or that of a SARM model."""
+        stage = self._sae_stage("sae", self._model_identity)
+
+        def compute(folder: Path) -> None:
+            if not self.is_sarm:
+                self._fit_sae(folder, self.backbone)
+                return
             budget = self.config.model.tokens_per_batch
-            fit_sae(
-                config, self.backbone, train if config.use_pairs else [], folder, self.progress, tokens_per_batch=budget
+            build_sarm.take_sae(
+                self.model_path,
+                self.taken or self.config.sae,
+                self.backbone,
+                self._train_ids(),
+                folder,
+                self.progress,
+                tokens_per_batch=budget,
             )
 
         self._run(stage, compute)
         self.sae_file = stage.folder / "sae.safetensors"
-        self.sae, self.sae_metadata = load_sae(self.sae_file, device=self._device)
+        self.sae, self.sae_metadata = load_sae(self.sae_file, device=self.device)
         self.sae_quality = json.loads((stage.folder / "quality.json").read_text(encoding="utf-8"))
 
     def _activations(self) -> None:
@@ -199,9 +262,9 @@ class Build:
             self._model_identity,
             self.keys["pairs"],
             self.keys["sae"],
-            self._limit(),
+            self.limit(),
             per_shard,
-            *(["final states"] if self._classifier else []),
+            *(["final states"] if self.is_classifier else []),
         )
         shards, arrays = self.folder / "shards" / stage.key, self.folder / "arrays" / stage.key
 
@@ -216,9 +279,9 @@ class Build:
                 progress=self.progress,
             )
             made = arrays_from_shards(files, len(self.pairs.responses), self.sae.latents)
-            if self._classifier:
+            if self.is_classifier:
                 model = self.config.model
-                classifier = load_classifier(self.model_path, dtype=model.dtype, device=str(self._device))
+                classifier = load_classifier(self.model_path, dtype=model.dtype, device=str(self.device))
                 final = final_states(self.groups, classifier, self.progress, model.tokens_per_batch)
                 made = replace(made, final=final)
                 save_reward_head(folder / HEAD_FILE, classifier.head)
@@ -226,14 +289,17 @@ class Build:
 
         self._run(stage, compute)
         self.arrays: RunArrays = load_arrays(arrays)
-        self.reward_head = load_reward_head(stage.folder / HEAD_FILE) if self._classifier else None
+        self.reward_head = load_reward_head(stage.folder / HEAD_FILE) if self.is_classifier else None
 
     def _head(self) -> None:
-        """Fits the Bradley-Terry head on the training pairs."""
+        """Fits the Bradley-Terry head on the training pairs, or takes that of a SARM model."""
         config = self.config.head
         stage = self._stage("head", config.model_dump(mode="json"), list(L2_GRID), self.keys["activations"])
 
         def compute(folder: Path) -> None:
+            if self.is_sarm:
+                build_sarm.take_head(self.model_path, folder / "head.safetensors")
+                return
             comparisons = all_comparisons(self.table.response_pair, self.table.chosen).of(self.table.train)
             pooled = self.arrays.pooled(config.pooling)
             if config.l2 is None:
@@ -312,7 +378,7 @@ class Build:
                 pairs,
                 responses,
                 self.head.weights,
-                l2=float(self.head.metadata["l2"]),
+                l2=self.head.metadata["l2"],
                 pooling=self.head.pooling,
                 kind=self.config.reward_model.kind,
                 margin=pair_outcome(self.model_rewards, self.table.response_pair, self.table.chosen)[1],
@@ -322,7 +388,7 @@ class Build:
             )
             tables = impact_tables(inputs, own, config, self.progress)
             if (
-                not self._classifier
+                not self.is_classifier
             ):  # an ordinary reward model's features are checked by running it: `rewardscope ablate`
                 here = salience.filter(slice="all", pooling=self.head.pooling)
                 weights, pooling = self.head.weights, self.head.pooling
@@ -342,7 +408,7 @@ class Build:
             with self.progress.task("evaluation", 4, "parts") as task:
                 rows = accuracy_rows(self.rewards, self.table, config)
                 task.advance()
-                if self._classifier:
+                if self.is_classifier:
                     rows += accuracy_rows(self.model_rewards, self.table, config, prefix="reward-model ")
                 rows += baseline_rows(n_tokens, self.table, config)
                 rows += probe_rows(self.arrays, self.table, config)
@@ -362,132 +428,11 @@ class Build:
                     for name, value in self.sae_quality.items()
                     if name != "n" and isinstance(value, int | float)
                 ]
+                rows += storage_rows(self.arrays, self.sae)
                 task.advance()
             evaluation_frame(rows).write_parquet(folder / "evaluation.parquet")
 
         self.tables |= self._run(stage, compute).frames()
-
-    # ----------------------------------------------------------------- publish
-
-    def _publish(self) -> BuildResult:
-        """Writes the database aside, checks it, and switches the manifest to it."""
-        run_id = fingerprint(self.keys)[:12]
-        database = self.folder / f"run-{run_id}.duckdb"
-        if (current := self._current()) is not None and current.run_id == run_id and database.exists():
-            return BuildResult(self.folder, current, unchanged=True)
-        with self.progress.task("database", 4, "steps") as task, new_database(database) as db:
-            db.insert_all(self._run_tables())
-            task.advance()
-            db.insert_activations(self.arrays)
-            task.advance()
-            # Read back what was stored: the sums must be the rewards, for every answer.
-            check = check_sums(db.rewards(), db.contribution_sums(self.head.pooling))
-            health = figure_row(
-                "health",
-                "sum_error",
-                check.relative_error,
-                check.n,
-                f"largest |reward - sum of contributions|, unit: standard deviation of the reward ({check.scale:.4g})",
-            )
-            db.insert("evaluation", evaluation_frame([health]))
-            task.advance()
-        self._copy_aside("sae", "sae.safetensors")
-        self._copy_aside("head", "head.safetensors")
-        if self._classifier:
-            self._copy_aside("activations", HEAD_FILE)
-        skipped = self.folder / "stages" / f"pairs-{self.keys['pairs']}" / "skipped.jsonl"
-        self._write_config()
-        if self.pairs.skipped:
-            shutil.copyfile(skipped, self.folder / "skipped.jsonl")
-        manifest = self._manifest(run_id, database.name, {"sum_error": check.relative_error, "sum_checked": check.n})
-        write_manifest(self.folder, manifest)
-        prune(self.folder, self.keys)
-        for old in self.folder.glob("run-*.duckdb"):
-            if old != database:
-                old.unlink()
-        return BuildResult(self.folder, manifest, unchanged=False)
-
-    def _run_tables(self) -> dict[str, pl.DataFrame]:
-        _, margin = pair_outcome(self.rewards, self.table.response_pair, self.table.chosen)
-        best = (
-            pl.DataFrame({"pair_index": self.table.response_pair, "chosen": self.table.chosen, "reward": self.rewards})
-            .group_by("pair_index")
-            .agg(
-                pl.col("reward").filter(pl.col("chosen")).max().alias("chosen_reward"),
-                pl.col("reward").filter(~pl.col("chosen")).max().alias("rejected_reward"),
-            )
-            .with_columns(pl.col("pair_index").cast(pl.UInt32))
-        )
-        messages = [json.dumps(turns, ensure_ascii=False) for turns in self.pairs.pairs["messages"].to_list()]
-        pairs = self.pairs.pairs.with_columns(pl.Series("messages", messages), pl.Series("margin", margin)).join(
-            best, on="pair_index", how="left", maintain_order="left"
-        )
-        return {
-            "pair": pairs,
-            "response": self.responses.with_columns(
-                pl.Series("reward", self.rewards),
-                pl.Series(
-                    "model_reward", self.model_rewards if self._classifier else [None] * len(self.rewards), pl.Float64
-                ),
-            ),
-            **self.tables,
-        }
-
-    def _manifest(self, run_id: str, database: str, health: dict[str, Any]) -> Manifest:
-        evaluation = self.tables["evaluation"]
-        held = evaluation.filter(
-            (pl.col("benchmark") == "held-out") & (pl.col("metric") == "accuracy") & (pl.col("subset") == "all")
-        )
-        model = self.resolved
-        return Manifest(
-            name=self.config.name,
-            run_id=run_id,
-            code_version=__version__,
-            database=database,
-            shards=f"shards/{self.keys['activations']}",
-            arrays=f"arrays/{self.keys['activations']}",
-            config=self.config.model_dump(mode="json", exclude={"runs"}),
-            model={
-                "name": model.name,
-                "source": model.source,
-                "revision": model.revision,
-                "weights_sha256": self._weights_sha256,
-                "layer": self.config.model.layer,
-                "d_model": self.sae.d_model,
-                "dtype": self.config.model.dtype,
-                "device": str(self._device),
-                "kind": self.config.reward_model.kind,
-                **({"checkpoint": str(self.trained.relative_to(self.folder))} if self.trained else {}),
-            },
-            data={
-                **self.pairs.origin,
-                "n_pairs": len(self.pairs.pairs),
-                "n_train_pairs": int(self.table.train.sum()),
-                "n_prompts": int(self.pairs.pairs["prompt_id"].n_unique()),
-                "n_responses": len(self.pairs.responses),
-                "n_tokens": int(self.arrays.token_start[-1]),
-                "n_skipped": len(self.pairs.skipped),
-            },
-            sae={
-                **self.sae_metadata,
-                "sha256": file_sha256(self.folder / "sae.safetensors"),
-                "quality": self.sae_quality,
-            },
-            head={
-                **self.head.metadata,
-                "sha256": file_sha256(self.folder / "head.safetensors"),
-                "held_out": held.to_dicts()[0],
-            },
-            health={
-                **health,
-                **{
-                    row["metric"]: row["value"] for row in evaluation.filter(pl.col("benchmark") == "health").to_dicts()
-                },
-            },
-            stages={name: {"key": key, "seconds": self.seconds.get(name)} for name, key in self.keys.items()},
-            seeds={"sae": self.config.sae.seed, "head": self.config.head.seed, "features": self.config.features.seed},
-            versions={name: metadata.version(name) for name in ("torch", "transformers", "duckdb", "polars", "numpy")},
-        )
 
     # ------------------------------------------------------- what stages share
 
@@ -502,20 +447,24 @@ class Build:
         return self.trained or self.resolved.path
 
     @cached_property
-    def _weights_sha256(self) -> str:
+    def weights_sha256(self) -> str:
         return weights_sha256(self.model_path)
 
     @property
-    def _classifier(self) -> bool:
+    def is_classifier(self) -> bool:
         return self.config.reward_model.kind == "classifier"
 
+    @property
+    def is_sarm(self) -> bool:
+        return self.config.reward_model.kind == "sarm"
+
     @cached_property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
         return pick_device(self.config.model.device)
 
     @property
     def _model_identity(self) -> list[Any]:
-        return [self._weights_sha256, self.config.model.layer, self.config.model.dtype, self._device.type]
+        return [self.weights_sha256, self.config.model.layer, self.config.model.dtype, self.device.type]
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -524,7 +473,12 @@ class Build:
     @cached_property
     def backbone(self) -> Backbone:
         model = self.config.model
-        return load_backbone(self.model_path, model.layer, dtype=model.dtype, device=str(self._device))
+        return load_backbone(self.model_path, model.layer, dtype=model.dtype, device=str(self.device))
+
+    def _base(self) -> Backbone:
+        """The causal model from which a SARM model is trained."""
+        model = self.config.model
+        return load_backbone(self.resolved.path, model.layer, dtype=model.dtype, device=str(self.device))
 
     @cached_property
     def groups(self) -> list[list[Answer]]:
@@ -537,7 +491,7 @@ class Build:
         texts = self.pairs.responses.group_by("pair_index", maintain_order=True).agg("text")["text"].to_list()
         conversations = list(zip(self.pairs.pairs["messages"].to_list(), texts, strict=True))
         return [
-            answer for pair in encode_pairs(self.tokenizer, conversations, max_length=self._limit()) for answer in pair
+            answer for pair in encode_pairs(self.tokenizer, conversations, max_length=self.limit()) for answer in pair
         ]
 
     @property
@@ -552,30 +506,26 @@ class Build:
             pl.Series("truncated", np.asarray(self.arrays.truncated)),
         )
 
+    def _train_ids(self) -> list[list[int]]:
+        """Token ids of the training conversations, where the SAE is to see them."""
+        if not self.config.sae.use_pairs:
+            return []
+        return [answer.encoded.ids for group in self.groups for answer in group if self._trains(answer)]
+
     def _trains(self, answer: Answer) -> bool:
         return bool(self.table.train[self.table.response_pair[answer.response_id]])
 
-    def _limit(self) -> int:
+    def _fit_sae(self, folder: Path, backbone: Backbone) -> None:
+        budget = self.config.model.tokens_per_batch
+        fit_sae(self.config.sae, backbone, self._train_ids(), folder, self.progress, tokens_per_batch=budget)
+
+    def _sae_stage(self, name: str, model_identity: list[Any]) -> Stage:
+        config = self.config.sae
+        inputs = self.keys["pairs"] if config.use_pairs else None
+        return self._stage(name, config.model_dump(mode="json"), model_identity, inputs, training_inputs_hash(config))
+
+    def limit(self) -> int:
         return self.config.model.max_length or context_length(self.resolved.path)
-
-    def _current(self) -> Manifest | None:
-        try:
-            return read_manifest(self.folder)
-        except RunError:
-            return None
-
-    def _copy_aside(self, stage: str, name: str) -> None:
-        target = self.folder / name
-        aside = target.with_name(name + ".tmp")
-        shutil.copyfile(self.folder / "stages" / f"{stage}-{self.keys[stage]}" / name, aside)
-        aside.replace(target)
-
-    def _write_config(self) -> None:
-        """The configuration as it was used, every default spelled out: what to give `rewardscope build` to make this again."""
-        config = self.config.model_dump(mode="json", exclude={"runs"})
-        (self.folder / "config.yaml").write_text(
-            yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
 
     def _stage(self, name: str, *inputs: Any) -> Stage:
         version = STAGE_VERSIONS.get(name, 1)

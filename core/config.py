@@ -140,12 +140,32 @@ class SarmTrainingConfig(RewardTrainingConfig):
     """What learns. `head`: the head alone (the code's mode 0). `frozen_sae`: blocks and head, the encoder is fixed (mode
     1, the paper's). `joint`: blocks, SAE and head on both losses (mode 2). `separate`: the blocks on the Bradley-Terry
     loss alone, the SAE on both with the states detached from the reconstruction (mode 3)."""
+    encoder: Literal["sae", "identity"] = "sae"
+    """`identity`: no SAE; a plain linear head on the standardised states at the same depth, the ablation's control."""
     reconstruction: float = Field(1.0, ge=0)
     """Weight of the SAE's reconstruction loss in `joint` and `separate`."""
+    head_learning_rate: float | None = Field(None, gt=0)
+    """`None`: the head's own default, larger than the blocks' because it starts at zero (the papers use one rate for all)."""
+    validation_fraction: float = Field(0.1, ge=0, lt=0.9)
+    """Share of the training prompts held back to choose the best checkpoint; 0 trains on all and keeps the last step."""
     gradient_checkpointing: bool | None = None
     """`None`: on an accelerator only."""
     evaluate_every: int | None = Field(None, ge=1)
-    """Steps between measurements on held-out pairs; the best checkpoint is kept. `None`: four times in the training."""
+    """Steps between measurements on the pairs held back; the best checkpoint is kept. `None`: four times in the training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_lone_head_has_one_scope(cls, data: Any) -> Any:
+        return {"scope": "head", **data} if isinstance(data, dict) and data.get("mode") == "head" else data
+
+    @model_validator(mode="after")
+    def _scope_fits_mode(self) -> SarmTrainingConfig:
+        """The mode says which parts learn; the scope how the blocks do, where they learn at all."""
+        if (self.mode == "head") != (self.scope == "head"):
+            raise ValueError("mode: head and scope: head are the same thing; with another mode, scope is lora or full")
+        if self.encoder == "identity" and self.mode not in ("head", "frozen_sae"):
+            raise ValueError("encoder: identity has no SAE to train; use mode: frozen_sae or head")
+        return self
 
 
 class RewardModelConfig(Section):

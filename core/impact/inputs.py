@@ -54,13 +54,14 @@ class ImpactInputs:
         run, run_id: the run's name and id.
         sae: sha256 of its SAE, to which feature sets belong.
         data_sha256: hash of the pairs (`data_hash`), which every plan carries.
-        kind: 'head' (the head on SAE features is the model) or 'classifier' (an ordinary reward model's scalar head).
+        kind: 'head' (the head fitted on SAE features is the model), 'sarm' (it was trained with its blocks) or
+            'classifier' (an ordinary reward model's scalar head).
         pair_ids: the ids in order of pair_index.
         train: bool [n_pairs]; prompt: int64 [n_pairs]; domain: str [n_pairs].
         response_pair: int64 [n_responses]; chosen: bool [n_responses]; n_tokens, n_boundary: int64 [n_responses].
         boundary: [n_responses, M] float32 CSR, sums of positive activations over boundary tokens (SAFER's pair score).
         features: [n_responses, M] float32 CSR pooled activations, or dense [n_responses, d] final states.
-        head: float64 [M] the run's head on `features`, or None for a classifier, whose head is refitted first.
+        head: float64 [M] the run's head on `features`, or None for a classifier or a SARM model, whose head is refitted first.
         fixed_l2: the penalty of the run's head; None = chosen on the unchanged pairs as the build does.
         margin: float64 [n_pairs], the run's own reward margin; NaN where it has none.
         latents: M.
@@ -129,6 +130,8 @@ class ImpactInputs:
                     "This run has no final states of its reward model, so its head cannot be refitted; build it again."
                 )
             features, weights, l2 = np.asarray(final), None, None
+        if kind == "sarm":  # trained with its blocks: not the minimum of any ridge on its features, so refitted first
+            weights, l2 = None, None
         start = np.asarray(arrays.token_start)
         boundary = responses["n_boundary"] if "n_boundary" in responses.columns else None
         if boundary is None:

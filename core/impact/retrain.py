@@ -1,7 +1,8 @@
 """Retraining: the model itself is trained again on a plan's edited pairs, the measurement that a preview stands in for.
 
 An ordinary reward model is trained again from its causal base. A run whose head on SAE features is the model (SARM) has its
-first blocks and its head trained again, with the SAE's encoder as it is; the head starts at zero, not at the preview's.
+first blocks and its head trained again, with the SAE's encoder as it is; the head starts at zero, not at the preview's. Where
+the blocks were trained for the run (kind sarm), they start from the causal base too.
 What is measured is the same for both and the same as in a preview: accuracy and margin on the held-out pairs, against the
 model retrained in the same way on unchanged pairs, with intervals over prompts drawn with replacement.
 """
@@ -91,7 +92,8 @@ class Retraining:
         self.model = dict(reader.manifest.config["model"])
         self.device = pick_device(device or self.model["device"])
         self.dtype = dtype or str(self.model["dtype"])
-        own = (reader.manifest.config.get("reward_model") or {}).get("train") or {}
+        reward_model = reader.manifest.config.get("reward_model") or {}
+        own = reward_model.get("train") or reward_model.get("sarm") or {}
         limit_tokens = training.max_length or own.get("max_length") or self.max_length
         self.training = training.model_copy(
             update={"max_length": int(limit_tokens), "layers": training.layers or own.get("layers")}
@@ -231,20 +233,32 @@ class Retraining:
         """The folder of the model that training starts from.
 
         Raises:
-            RunError: a classifier that was given, not trained: what it was trained from is not known.
+            RunError: a model that was given, not trained: what it was trained from is not known; or an SAE that has seen the
+                pairs.
         """
         reward_model = self.reader.manifest.config.get("reward_model") or {}
-        if self.inputs.kind == "classifier" and not reward_model.get("train"):
+        setting = {"classifier": "train", "sarm": "sarm"}.get(self.inputs.kind)
+        if setting and not reward_model.get(setting):
             raise RunError(
                 "This run's reward model was given as a finished checkpoint, so it is not known what to train again "
-                "from; build the run from its causal base with reward_model.train."
+                f"from; build the run from its causal base with reward_model.{setting}."
+            )
+        if self.inputs.kind == "sarm" and reward_model["sarm"]["mode"] in ("joint", "separate"):
+            raise RunError(
+                "This run's SAE was trained on its preference pairs too, so a model trained again with it would know the "
+                "unchanged pairs; build the run with reward_model.sarm.mode: frozen_sae."
             )
         return resolve_model(self.model["name"], self.model.get("revision"), self.model.get("weights", "auto")).path
 
     @cached_property
     def _base_sha256(self) -> str:
         found = weights_sha256(self._base)
-        if self.inputs.kind == "head" and found != self.reader.manifest.model["weights_sha256"]:
+        manifest = self.reader.manifest
+        made_with = {
+            "head": manifest.model["weights_sha256"],
+            "sarm": (manifest.head.get("trained") or {}).get("base_sha256"),
+        }.get(self.inputs.kind, found)
+        if found != made_with:
             raise RunError(
                 f"The weights of {self.model['name']} found here are not those the run was made with; build it again."
             )
@@ -285,7 +299,7 @@ class Retraining:
         return encoded, list(groups.values())
 
     def _path(self, edits: Mapping[str, str]) -> Path:
-        rates = learning_rates(self.training, pools_features=self.inputs.kind == "head")
+        rates = learning_rates(self.training, pools_features=self.inputs.kind != "classifier")
         settings = (self.training.model_dump(mode="json"), rates, self.limit, self.dtype, self.device.type)
         key = fingerprint(VERSION, self.inputs.run_id, self._base_sha256, settings, sorted(edits.items()))
         return self.reader.folder / FOLDER / f"{key}.npz"

@@ -173,10 +173,11 @@ def load_backbone(
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise ModelError(f"{path} does not hold a model configuration transformers knows: {_first(error)}") from None
-    # A vision-language checkpoint keeps its language model one level down.
+    # A vision-language checkpoint keeps its language model one level down; a SARM folder its decoder's configuration.
     renamed = {r"^(model\.)?language_model\.(model\.)?": ""} if config.get_text_config() is not config else None
-    layer = config.get_text_config().num_hidden_layers if layer is None else layer
-    config = cut_config(config.get_text_config(), layer)
+    config = decoder_config(config)
+    layer = config.num_hidden_layers if layer is None else layer
+    config = cut_config(config, layer)
     tokenizer = load_tokenizer(path)
     with quiet_transformers():
         try:
@@ -224,7 +225,7 @@ def context_length(path: Path) -> int:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+        config = decoder_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
     except (ValueError, OSError, KeyError) as error:
         raise ModelError(f"{path} does not hold a model configuration transformers knows: {_first(error)}") from None
     return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
@@ -242,6 +243,11 @@ def wrap_backbone(
     model.config._attn_implementation = PACKED
     model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Backbone(model, tokenizer, layer, device, dtype)
+
+
+def decoder_config(config: Any) -> Any:
+    """The configuration of the decoder inside a model: of a SARM model, of a vision-language model, or its own."""
+    return config.decoder_config() if hasattr(config, "decoder_config") else config.get_text_config()
 
 
 def cut_config(config: Any, layer: int) -> Any:

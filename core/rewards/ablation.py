@@ -263,7 +263,8 @@ def causal_row(
 
 def token_density(arrays: RunArrays) -> np.ndarray:
     """Share of answer tokens on which each feature is active, float64 [M]."""
-    counts = np.bincount(np.asarray(arrays.token_features).reshape(-1), minlength=arrays.latents)
+    active = np.asarray(arrays.token_features)[np.asarray(arrays.token_values) != 0]  # an unused place holds 0
+    counts = np.bincount(active, minlength=arrays.latents)
     return counts / max(1, len(arrays.token_ids))
 
 

@@ -27,7 +27,7 @@ from core.errors import ModelError
 from core.models.backbone import Backbone, PackedAttention, cut_config, wrap_backbone
 from core.models.classifier import Classifier, load_classifier
 from core.models.packing import Pack, Segment
-from core.sae.topk import TopKActivations, TopKSAE, normalise
+from core.sae.topk import TopKActivations, TopKSAE
 
 SPLIT_TOLERANCE = 1e-3
 """Largest accepted difference between the reward of the whole model and of its two parts, relative (float32 rounding)."""
@@ -86,7 +86,7 @@ class HeadRerun:
         """`states`: of the answer's tokens, [T, d]."""
         states = states[-1:] if self.pooling == "last" else states
         found = self.sae.encode(states)
-        z, std = activations_of_features(found, features), normalise(states).std
+        z, std = activations_of_features(found, features), self.sae.normalise(states).std
         before = self._token_rewards(found)
         change = np.zeros(len(features))
         for column, feature in enumerate(features):
@@ -140,7 +140,7 @@ class ClassifierRerun:
         length, own = len(states), states[answer_start:]
         reward, gradient = self._gradient(states)
         with torch.no_grad():
-            z, std = activations_of_features(self.sae.encode(own), features), normalise(own).std
+            z, std = activations_of_features(self.sae.encode(own), features), self.sae.normalise(own).std
             decoder = self.sae.decoder_rows[torch.as_tensor(features, device=z.device, dtype=torch.long)]
             attribution = (z * std * (gradient[answer_start:] @ decoder.T)).cpu().double().sum(dim=0)
             active = (z != 0).any(dim=0)

@@ -1,9 +1,9 @@
 """Bradley-Terry training of any one-output model through TRL's RewardTrainer and peft: one place that knows both.
 
-    loss = mean over comparisons of -log sigmoid(r_chosen - r_rejected)
+    loss = mean over comparisons of -log sigmoid(r_chosen - r_rejected)   [+ reconstruction x the SAE's own loss]
 
-What is trained is a scope: `head` (the scalar head alone), `lora` (low-rank updates of every linear map in the decoder
-blocks, and the head) or `full` (every weight of the decoder, and the head).
+What is trained is a scope, and for a SARM model a mode (core/rewards/scopes). Under `torchrun` or `accelerate launch` the
+batch is shared out over the processes: a step is the same number of pairs, and the same gradient for the same pairs.
 """
 
 from __future__ import annotations
@@ -13,63 +13,28 @@ import io
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from core.config import RewardTrainingConfig
+from core.config import RewardTrainingConfig, SarmTrainingConfig
 from core.errors import ModelError
 from core.models.resolve import quiet_transformers
-from core.progress import Progress, Task
+from core.progress import Progress, Silent, Task
+from core.rewards.comparisons import TOKENS_AT_ONCE, Collator, TokenComparisons, at_once, dataset
+from core.rewards.processes import is_main, world
+from core.rewards.scopes import WEIGHT_DECAY, learning_rates, opened, optimizer, reconstructs
+from core.rewards.validation import HeldBack, measured_rewards
 
-LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
-"""Defaults of each scope (AdamW): `full` is SAFER's; low-rank updates take larger steps."""
-HEAD_RATE, FEATURE_HEAD_RATE = 1e-3, 1e-2
-"""The head's own: it starts at zero. Pooled SAE features are an order of magnitude smaller than normed states."""
-WEIGHT_DECAY, WARMUP = 0.001, 0.03  # SAFER section 3.2 (cosine schedule)
-TOKENS_AT_ONCE = 16_384
-"""Largest padded batch in one forward pass; larger batches are accumulated, which changes no gradient but rounding."""
+__all__ = ["TOKENS_AT_ONCE", "TokenComparisons", "fit_bradley_terry", "learning_rates"]
 
-
-@dataclass(frozen=True)
-class TokenComparisons:
-    """Chosen-rejected comparisons as token ids.
-
-    Attributes:
-        chosen, rejected: token ids of each comparison's conversations, the end-of-turn token last.
-        chosen_start, rejected_start: index of each answer's first token.
-        pair: int64 [n], index of the pair each comparison comes from; a pair of several answers has several.
-    """
-
-    chosen: Sequence[Sequence[int]]
-    rejected: Sequence[Sequence[int]]
-    chosen_start: Sequence[int]
-    rejected_start: Sequence[int]
-    pair: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.pair)
-
-    def edited(self, flip: np.ndarray, drop: np.ndarray) -> TokenComparisons:
-        """The comparisons with some pairs' answers changing sides and others left out.
-
-        Args:
-            flip, drop: pair indices.
-        """
-        turned = np.isin(self.pair, flip)
-        keep = np.flatnonzero(~np.isin(self.pair, drop)).tolist()
-        ids, starts = (self.chosen, self.rejected), (self.chosen_start, self.rejected_start)
-        return TokenComparisons(
-            [ids[int(turned[i])][i] for i in keep],
-            [ids[int(not turned[i])][i] for i in keep],
-            [starts[int(turned[i])][i] for i in keep],
-            [starts[int(not turned[i])][i] for i in keep],
-            self.pair[keep],
-        )
+WARMUP = 0.03  # SAFER section 3.2 (cosine schedule)
+MEASUREMENTS = 4
+"""Measurements on held-back pairs in a training that does not say how many."""
 
 
 def fit_bradley_terry(
@@ -82,73 +47,94 @@ def fit_bradley_terry(
     bf16: bool,
     progress: Progress,
     name: str = "reward model",
+    held_back: HeldBack | None = None,
+    work: Path | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Trains a one-output model on comparisons.
 
     Args:
         model: a transformers model with `num_labels == 1`, its decoder under `model.` and its head under `score.`.
-        tokenizer: with a padding token that ends no conversation.
-        config: scope, epochs, learning rate, batch, rank, seed.
+        tokenizer: its padding token fills batches; a model that does not pool by mask needs one that ends no conversation.
+        config: scope, epochs, learning rate, batch, rank, seed; for a SARM model also mode and reconstruction.
         bf16: matrix products in bfloat16 (weights that are trained stay float32).
+        held_back: pairs on which the model is measured several times; the best step is kept, of equal ones the earliest.
+            Without them the last step is.
+        work: folder for checkpoints; a training that was interrupted goes on from the last one in it. Needed for
+            `held_back`.
 
     Returns:
         The model with its low-rank updates merged, in evaluation mode, and facts: n_comparisons, n_pairs, steps, tokens,
-        loss of the first and the last twentieth, seconds, device, the settings used and the versions of what trained it.
+        loss of the first and the last twentieth, measurements, seconds, device, the settings used and the versions of what
+        trained it.
 
     Raises:
-        ModelError: TRL or peft is not installed, or the training diverged.
+        ModelError: TRL or peft is not installed, the batch cannot be shared out, or the training diverged.
         DataError: there is nothing to train on.
     """
     trl, peft = _libraries()
     if len(comparisons) == 0:
         raise ModelError("There are no training pairs left to train a reward model on; change fewer, or give more.")
+    if config.batch % world():
+        raise ModelError(f"A batch of {config.batch} pairs cannot be shared out over {world()} processes evenly.")
     longest = max(max(map(len, comparisons.chosen)), max(map(len, comparisons.rejected)))
-    at_once = _at_once(config.batch, longest)
-    rate, head_rate = learning_rates(config, pools_features=bool(getattr(model, "pools_answers", False)))
+    share = config.batch // world()
+    passes = at_once(share, longest)
+    pools = bool(getattr(model, "pools_answers", False))
+    rate, head_rate = learning_rates(config, pools_features=pools)
     steps = max(1, round(np.ceil(len(comparisons) / config.batch) * config.epochs))
+    every = _every(config, steps)
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        model = _opened(model.to(device), config, peft)
+    with _folder(work) as folder, _quiet():
+        model = opened(model.to(device), config, peft)
         arguments = trl.RewardConfig(
-            output_dir=folder,
+            output_dir=str(folder),
             use_cpu=device.type == "cpu",
             bf16=bf16,
             num_train_epochs=config.epochs,
-            per_device_train_batch_size=at_once,
-            gradient_accumulation_steps=config.batch // at_once,
+            per_device_train_batch_size=passes,
+            gradient_accumulation_steps=share // passes,
             learning_rate=rate,
             lr_scheduler_type="cosine",
             warmup_steps=int(np.ceil(WARMUP * steps)),
             weight_decay=WEIGHT_DECAY,
             train_sampling_strategy="group_by_length",
             max_length=None,
-            gradient_checkpointing=device.type != "cpu" and config.scope != "head",
+            gradient_checkpointing=_checkpoints_gradients(config, device),
             dataloader_pin_memory=device.type == "cuda",
             remove_unused_columns=False,
-            save_strategy="no",
             logging_steps=max(1, steps // 20),
             report_to=[],
             disable_tqdm=True,
             seed=config.seed,
             data_seed=config.seed,
+            **_measuring(held_back, work, every),
         )
         if arguments.n_gpu > 1:  # one process trains on one device; several go through `accelerate launch`
             arguments._n_gpu = 1
-        trainer = trl.RewardTrainer(
+        data = dataset(comparisons)
+        trainer = _trainer_class(trl, held_back, config)(
             model=model,
             args=arguments,
-            train_dataset=_dataset(comparisons),
+            train_dataset=data,
+            eval_dataset=None if held_back is None else data.select([0]),  # measured by `evaluate` above, not by TRL
             processing_class=tokenizer,
-            data_collator=_Collator(tokenizer.pad_token_id, bool(getattr(model, "pools_answers", False))),
-            optimizers=(_optimizer(model, rate, head_rate), None),
+            data_collator=Collator(tokenizer.pad_token_id, pools),
+            optimizers=(optimizer(model, rate, head_rate), None),
         )
-        with progress.task(name, steps, "steps") as task:
-            _listen(trainer, task)
-            trainer.train()
+        with (progress if is_main() else Silent()).task(name, steps, "steps") as task:
+            last = _last_checkpoint(folder)
+            _listen(trainer, task, done=_step_of(last))
+            try:
+                trainer.train(resume_from_checkpoint=last)
+            except ModelError:  # states that are not finite: of the base, or of what became of it
+                if trainer.state.global_step == 0:
+                    raise
+                raise ModelError(_diverged(rate)) from None
         trained = trainer.model.merge_and_unload() if config.scope == "lora" else trainer.model
     if any(not torch.isfinite(weight).all() for weight in trained.parameters() if weight.is_floating_point()):
-        raise ModelError(f"The training diverged (NaN or infinity) at learning rate {rate:g}; lower it.")
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        raise ModelError(_diverged(rate))
+    log = trainer.state.log_history
+    losses = [entry["loss"] for entry in log if "loss" in entry]
     facts = {
         "scope": config.scope,
         "epochs": config.epochs,
@@ -169,89 +155,101 @@ def fit_bradley_terry(
         "bf16": bf16,
         "trainer": {name: metadata.version(name) for name in ("trl", "peft", "transformers", "accelerate", "torch")},
     }
+    if isinstance(config, SarmTrainingConfig):
+        facts |= {"mode": config.mode, "reconstruction": config.reconstruction if reconstructs(config) else None}
+        facts |= {"processes": world(), "gradient_checkpointing": bool(arguments.gradient_checkpointing)}
+    if held_back is not None:
+        measured = [{"step": e["step"], "accuracy": e["eval_accuracy"]} for e in log if "eval_accuracy" in e]
+        facts |= {
+            "measured": measured,
+            "n_held_back_pairs": held_back.n_pairs,
+            "best_step": trainer.state.best_global_step,
+            "best_accuracy": trainer.state.best_metric,
+        }
     return trained.eval().requires_grad_(False), facts
 
 
-def learning_rates(config: RewardTrainingConfig, *, pools_features: bool) -> tuple[float, float]:
-    """The rates of the decoder's weights and of the head; a given rate is the decoder's, or a lone head's.
-
-    Args:
-        pools_features: the head reads pooled SAE features and not a state.
-    """
-    head = FEATURE_HEAD_RATE if pools_features else HEAD_RATE
-    if config.scope == "head":
-        return (config.learning_rate or head,) * 2
-    rate = config.learning_rate or LEARNING_RATES[config.scope]
-    return rate, max(rate, head)
+def _diverged(rate: float) -> str:
+    return f"The training diverged (NaN or infinity) at learning rate {rate:g}; lower it."
 
 
-def _opened(model: Any, config: RewardTrainingConfig, peft: Any) -> Any:
-    """The model with the weights of the scope open to training, all others frozen."""
-    if config.scope == "lora":
-        decoder = [n for n, m in model.named_modules() if n.startswith("model.") and isinstance(m, torch.nn.Linear)]
-        torch.manual_seed(config.seed)  # of the low-rank factors
-        lora = peft.LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=2 * config.lora_rank,
-            target_modules=decoder,
-            modules_to_save=["score"],
-            task_type="SEQ_CLS",
-        )
-        return peft.get_peft_model(model, lora)
-    for key, weight in model.named_parameters():
-        weight.requires_grad_(key.startswith("score.") or (config.scope == "full" and key.startswith("model.")))
-    return model
+def _trainer_class(trl: Any, held_back: HeldBack | None, config: RewardTrainingConfig) -> Any:
+    """TRL's trainer, with the SAE's loss added where the mode asks for it and with the measurement of this program."""
+    how = reconstructs(config)
+    weight = config.reconstruction if isinstance(config, SarmTrainingConfig) else 0.0
+
+    class Trainer(trl.RewardTrainer):
+        control: Any
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            if how is None:
+                return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+            loss, outputs = super().compute_loss(model, {**inputs, "reconstruct": how}, return_outputs=True, **kwargs)
+            loss = loss + weight * outputs.reconstruction
+            return (loss, outputs) if return_outputs else loss
+
+        def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+            assert held_back is not None
+            found = {"eval_accuracy": held_back.accuracy(measured_rewards(self, held_back))}
+            self.log(dict(found))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+            return found
+
+        def create_model_card(self, *_: Any, **__: Any) -> None:
+            """Nothing beside the weights of a checkpoint that is removed at the end."""
+
+    return Trainer
 
 
-def _optimizer(model: Any, rate: float, head_rate: float) -> torch.optim.Optimizer:
-    """AdamW with a rate of its own for the head, which starts at zero and has few steps to grow in."""
-    open_ = [(key, weight) for key, weight in model.named_parameters() if weight.requires_grad]
-    head = [weight for key, weight in open_ if "score." in key]
-    body = [weight for key, weight in open_ if "score." not in key]
-    groups = [{"params": body, "lr": rate}, {"params": head, "lr": head_rate}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=WEIGHT_DECAY)
+def _every(config: RewardTrainingConfig, steps: int) -> int:
+    """Steps between measurements and checkpoints."""
+    given = config.evaluate_every if isinstance(config, SarmTrainingConfig) else None
+    return min(steps, given or max(1, -(-steps // MEASUREMENTS)))
 
 
-@dataclass(frozen=True)
-class _Collator:
-    """Pads on the right; chosen first, then rejected, as TRL's loss expects."""
-
-    pad: int
-    with_start: bool  # the model pools over answers and must know where they start
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        ids = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
-        start = [row["chosen_start"] for row in rows] + [row["rejected_start"] for row in rows]
-        width = max(map(len, ids))
-        tokens = torch.full((len(ids), width), self.pad, dtype=torch.long)
-        mask = torch.zeros(len(ids), width, dtype=torch.long)
-        for row, sequence in enumerate(ids):
-            tokens[row, : len(sequence)] = torch.as_tensor(sequence)
-            mask[row, : len(sequence)] = 1
-        batch = {"input_ids": tokens, "attention_mask": mask}
-        if self.with_start:
-            batch["answer_start"] = torch.tensor(start)
-        return batch
+def _checkpoints_gradients(config: RewardTrainingConfig, device: torch.device) -> bool:
+    given = config.gradient_checkpointing if isinstance(config, SarmTrainingConfig) else None
+    wanted = device.type != "cpu" if given is None else given
+    return wanted and config.scope != "head"  # nothing flows back into the blocks of a lone head
 
 
-def _dataset(comparisons: TokenComparisons) -> Any:
-    from datasets import Dataset
+def _measuring(held_back: HeldBack | None, work: Path | None, every: int) -> dict[str, Any]:
+    """Arguments of the trainer: checkpoints and measurements at the same steps."""
+    if work is None:
+        if held_back is not None:
+            raise ValueError("the best checkpoint needs a folder to lie in")
+        return {"save_strategy": "no"}
+    saving = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 2}
+    if held_back is None:
+        return {**saving, "save_total_limit": 1}
+    return {
+        **saving,
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_accuracy",
+        "greater_is_better": True,  # strictly: of equal accuracies the earliest is kept
+    }
 
-    lengths = [max(len(a), len(b)) for a, b in zip(comparisons.chosen, comparisons.rejected, strict=True)]
-    return Dataset.from_dict(
-        {
-            "chosen_ids": [list(ids) for ids in comparisons.chosen],
-            "rejected_ids": [list(ids) for ids in comparisons.rejected],
-            "chosen_start": list(comparisons.chosen_start),
-            "rejected_start": list(comparisons.rejected_start),
-            "length": lengths,
-        }
-    )
+
+@contextlib.contextmanager
+def _folder(work: Path | None) -> Iterator[Path]:
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
-def _at_once(batch: int, longest: int) -> int:
-    """Pairs in one forward pass: the largest divisor of the batch whose padded tokens stay within bounds."""
-    return max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or 2 * n * longest <= TOKENS_AT_ONCE))
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest finished checkpoint: `trainer_state.json` is what the trainer writes last."""
+    done = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(done, key=lambda path: _step_of(str(path)))) if done else None
+
+
+def _step_of(checkpoint: str | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -265,14 +263,18 @@ def _libraries() -> tuple[Any, Any]:
     return trl, peft
 
 
-def _listen(trainer: Any, task: Task) -> None:
-    """Reports every optimiser step; the trainer's own printing is taken out."""
+def _listen(trainer: Any, task: Task, done: int) -> None:
+    """Reports every optimiser step and measures the last one too; the trainer's own printing is taken out."""
     from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
     class Steps(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             task.advance()
+            if state.global_step >= state.max_steps and str(args.eval_strategy.value) != "no":
+                control.should_evaluate = control.should_save = True
+            return control
 
+    task.advance(done)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Steps())

@@ -20,8 +20,8 @@ from core.errors import DataError, ModelError
 from core.models.backbone import load_tokenizer
 from core.models.classifier import load_classifier
 from core.progress import Silent
+from core.rewards.comparisons import Collator, TokenComparisons, at_once
 from core.rewards.train import base_classifier, reward_tokenizer, token_comparisons, train_reward_model
-from core.rewards.trainer import TokenComparisons, _at_once, _Collator
 from tests.core.models.architectures import save_model
 from tests.tiny_run import write_pairs
 
@@ -69,7 +69,7 @@ def test_a_trained_model_is_plain_transformers_and_has_learnt(
         {"chosen_ids": a, "rejected_ids": b, "chosen_start": 1, "rejected_start": 1}
         for a, b in zip(chosen, rejected, strict=True)
     ]
-    batch = _Collator(model.config.pad_token_id, False)(rows)
+    batch = Collator(model.config.pad_token_id, False)(rows)
     with torch.inference_mode():
         np.testing.assert_allclose(model(**batch).logits[:, 0].numpy(), one_by_one, atol=1e-4, rtol=1e-4)
     packed = load_classifier(out, dtype="float32", device="cpu").rewards([[ids] for ids in chosen + rejected], 64)
@@ -138,10 +138,10 @@ def test_edits_flip_and_drop_whole_pairs() -> None:
 
 
 def test_long_batches_are_accumulated() -> None:
-    assert _at_once(8, 100) == 8
-    assert _at_once(8, 4096) == 2
-    assert _at_once(7, 4096) == 1
-    assert _at_once(1, 100_000) == 1
+    assert at_once(8, 100) == 8
+    assert at_once(8, 4096) == 2
+    assert at_once(7, 4096) == 1
+    assert at_once(1, 100_000) == 1
 
 
 def test_what_cannot_be_trained_is_said(
