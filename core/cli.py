@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from core import __version__
-from core.commands import ablate, impact, label, retrain, sets  # noqa: F401  (importing a module adds its verbs)
+from core.commands import ablate, evaluate, impact, import_, label, pretrain, retrain, sets, steer, train  # noqa: F401  (importing a module adds its verbs)
 from core.commands.common import AsJson, RunName, Runs, app, command, out, plain, print_json
 
 
@@ -97,9 +97,17 @@ def score(
     run: RunName = None,
     runs: Runs = None,
     top: Annotated[int, typer.Option(min=1, help="How many contributions to print.")] = 10,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="A SARM or ArmoRM-style model folder instead of a run.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score answers to a prompt with a run's model and show what each reward is made of."""
+    if model is not None:
+        from core.commands.score_model import score_model
+
+        score_model(model, prompt, answer, top, as_json)
+        return
     from core.rewards.score import load_scorer
     from core.runs import find_run
     from core.store.reader import RunReader

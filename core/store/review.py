@@ -10,20 +10,27 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from core.errors import RunError, disk_full_is_said
+from core.errors import DataError, RunError, disk_full_is_said
 from core.paths import runs_folder
 from core.store.sets import FeatureSet
+from core.store.steerings import Steering, changes_of_json, changes_to_json
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS feature_set (
     sae TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL,
     s_plus TEXT NOT NULL, s_minus TEXT NOT NULL, how TEXT NOT NULL, created TEXT NOT NULL,
+    PRIMARY KEY (sae, name, version)
+);
+CREATE TABLE IF NOT EXISTS steering (        -- changed head weights, {feature: [symbol, value]}
+    sae TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL,
+    changes TEXT NOT NULL, how TEXT NOT NULL, created TEXT NOT NULL,
     PRIMARY KEY (sae, name, version)
 );
 CREATE TABLE IF NOT EXISTS label (           -- from an endpoint or a reviewer; the newest of (sae, feature, source) counts
@@ -113,6 +120,56 @@ class ReviewStore:
         names = ", ".join(sorted({one.name for one in self.sets(sae)})) or "none yet"
         raise RunError(
             f"There is no set {name!r}{f' version {version}' if version else ''} for this run's SAE; there is: {names}."
+        )
+
+    # --------------------------------------------------------------- steerings
+
+    def save_steering(self, one: Steering) -> Steering:
+        """Stores a new version of a steering and returns it with its version and time; earlier versions stay.
+
+        Raises:
+            DataError: it has no name, or does not say its SAE.
+        """
+        if not one.name.strip() or len(one.name) > 80:
+            raise DataError("A steering needs a name of 1 to 80 characters to be stored.")
+        if not one.sae:
+            raise DataError("A steering that does not say its SAE cannot be stored: its ids would mean nothing.")
+        with self._writing() as db:
+            row = db.execute(
+                "SELECT max(version) FROM steering WHERE sae = ? AND name = ?", (one.sae, one.name)
+            ).fetchone()
+            version, created = (row[0] or 0) + 1, now()
+            values = (one.sae, one.name, version, json.dumps(changes_to_json(one)), json.dumps(one.how), created)
+            db.execute("INSERT INTO steering VALUES (?, ?, ?, ?, ?, ?)", values)
+        return replace(one, version=version, created=created)
+
+    def steerings(self, sae: str, *, all_versions: bool = False) -> list[Steering]:
+        """The steerings of an SAE, newest first; of each name the newest version unless `all_versions`."""
+        rows = self._rows("SELECT * FROM steering WHERE sae = ? ORDER BY created DESC, version DESC", (sae,))
+        seen: set[str] = set()
+        found = []
+        for row in rows:
+            if all_versions or row["name"] not in seen:
+                found.append(_steering_of(row))
+            seen.add(row["name"])
+        return found
+
+    def find_steering(self, sae: str, name: str, version: int | None = None) -> Steering:
+        """A steering by name, its newest version unless one is given; `name@3` also names version 3.
+
+        Raises:
+            RunError: there is none; the message lists what there is.
+        """
+        bare, _, number = name.rpartition("@")
+        stored = self.steerings(sae, all_versions=True)
+        if version is None and bare and number.isdigit() and not any(one.name == name for one in stored):
+            name, version = bare, int(number)
+        for one in stored:
+            if one.name == name and version in (None, one.version):
+                return one
+        names = ", ".join(sorted({one.name for one in stored})) or "none yet"
+        raise RunError(
+            f"There is no steering {name!r}{f' version {version}' if version else ''} for this run's SAE; there is: {names}."
         )
 
     # ------------------------------------------------------------------ labels
@@ -207,6 +264,11 @@ def _columns(table: str) -> dict[str, Any]:
 def _set_of(row: sqlite3.Row) -> FeatureSet:
     plus, minus = tuple(json.loads(row["s_plus"])), tuple(json.loads(row["s_minus"]))
     return FeatureSet(row["name"], plus, minus, row["sae"], json.loads(row["how"]), row["version"], row["created"])
+
+
+def _steering_of(row: sqlite3.Row) -> Steering:
+    changes = changes_of_json(json.loads(row["changes"]))
+    return Steering(changes, row["name"], row["sae"], json.loads(row["how"]), row["version"], row["created"])
 
 
 def now() -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import RunError
+from core.errors import DataError, RunError
 from core.store.review import ReviewStore
 from core.store.sets import FeatureSet
+from core.store.steerings import Change, Steering
 
 SET = FeatureSet("safety", (1, 2), (5,), "sae-a", {"method": "hand"})
 
@@ -35,6 +36,27 @@ def test_each_save_is_a_new_version_and_the_old_ones_stay(tmp_path: Path) -> Non
     assert store.sets("sae-b") == []  # ids of one SAE mean nothing beside another
     with pytest.raises(RunError, match=r"no set 'saftey'.*there is: safety"):
         store.find_set("sae-a", "saftey")
+
+
+def test_steerings_are_versioned_like_sets(tmp_path: Path) -> None:
+    store = ReviewStore(tmp_path)
+    assert store.steerings("sae-a") == []
+    changes = {7: Change("scale", 1 / 3), 2: Change("set", -0.5), 9: Change("add", 2.0)}
+    first = store.save_steering(Steering(changes, "mild", "sae-a", {"method": "hand"}))
+    second = store.save_steering(Steering.of_multipliers({7: 0.0}, "mild", "sae-a"))
+    odd = store.save_steering(Steering.of_multipliers({1: 2.0}, "mild@9", "sae-a"))
+    assert (first.version, second.version, odd.version) == (1, 2, 1)
+    assert store.find_steering("sae-a", "mild") == second
+    assert store.find_steering("sae-a", "mild@1") == first
+    assert store.find_steering("sae-a", "mild@9") == odd
+    assert store.steerings("sae-a") == [odd, second]
+    assert store.steerings("sae-a", all_versions=True) == [odd, second, first]
+    assert store.steerings("sae-b") == []
+    with pytest.raises(RunError, match=r"no steering 'wild'.*there is: mild, mild@9"):
+        store.find_steering("sae-a", "wild")
+    for bad in (Steering.of_multipliers({1: 2.0}, "", "sae-a"), Steering.of_multipliers({1: 2.0}, "named", "")):
+        with pytest.raises(DataError, match="cannot be stored|needs a name"):
+            store.save_steering(bad)
 
 
 def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -92,5 +114,5 @@ def test_every_table_of_the_store_can_be_read_as_a_frame(tmp_path: Path) -> None
     store.save_set(SET)
     with sqlite3.connect(store.path) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert tables == {"feature_set", "label", "impact", "causal"}
+    assert tables == {"feature_set", "steering", "label", "impact", "causal"}
     assert len(store.labels("a")) == len(store.impact("a")) == len(store.causal("a")) == 0
