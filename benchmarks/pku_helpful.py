@@ -14,16 +14,19 @@ import polars as pl
 FILES = ("pku_saferlhf_test_5k.parquet", "hh_helpful_base_test.parquet")
 
 
+def join_files(data: Path, target: Path) -> int:
+    """Writes the pairs of both files into one, without their split (both are test splits: hold out anew); how many."""
+    frames = [pl.read_parquet(data / name).drop("split") for name in FILES]
+    pl.concat(frames, how="vertical_relaxed").write_parquet(target)
+    return sum(map(len, frames))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with the two Parquet files")
     parser.add_argument("target", type=Path)
     arguments = parser.parse_args()
-    frames = [
-        pl.read_parquet(arguments.data / name).drop("split") for name in FILES
-    ]  # both are test splits: hold out anew
-    pl.concat(frames, how="vertical_relaxed").write_parquet(arguments.target)
-    print(f"{sum(map(len, frames)):,} pairs in {arguments.target}")
+    print(f"{join_files(arguments.data, arguments.target):,} pairs in {arguments.target}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ BENCHMARKS: tuple[tuple[str, ...], ...] = (
     ("impact", "--pairs", "100000", "--features", "65536", "--active", "192", "--point"),
     ("planted",),
     ("denoising", "demo", "--noise", "0.1", "--seeds", "3"),
+    ("steering",),
+    ("steering_specificity", "demo"),
     ("dashboard",),
 )
 

@@ -107,7 +107,7 @@ class App:
         bind_to_url(self.state, self.bridge, self._check)
         for problem in problems:
             self.state.notice(problem)
-        self.bridge.param.update(dark=self.state.dark, reveal=self.state.reveal)
+        self.bridge.param.update(dark=self.state.dark, reveal=self.state.reveal, present=self.state.present)
         self.page = self._page()
         self._watch()
 
@@ -169,7 +169,12 @@ class App:
             return [_failed(self.failure)]
         if self.reader is None:
             return [html(_no_runs(), margin=24)]
-        return [html(strip_html(self.reader), ("run",)), self._chips, self._notices, self._stage]
+        return [self._strip, self._chips, self._notices, self._stage]
+
+    @cached_property
+    def _strip(self) -> pn.pane.HTML:
+        assert self.reader is not None
+        return html(strip_html(self.reader), ("run",), visible=not self.state.present)
 
     @cached_property
     def _rail(self) -> pn.pane.HTML:
@@ -177,7 +182,7 @@ class App:
 
     @cached_property
     def _chips(self) -> pn.pane.HTML:
-        return html(chips_html(self.state, self.reader), ("rail",))
+        return html(chips_html(self.state, self.reader), ("rail",), visible=not self.state.present)
 
     @cached_property
     def _notices(self) -> pn.pane.HTML:
@@ -220,7 +225,8 @@ class App:
         state.param.watch(self._on_dark, "dark")
         if self.reader is None:
             return
-        state.param.watch(lambda _: self._show(self._stage), "view")
+        state.param.watch(lambda _: self._show(self._stage), ["view", "present"])
+        state.param.watch(self._on_present, "present")
         state.param.watch(
             self._on_selection,
             ["view", "feature", "pair", *FILTER_PARAMS, *PAIR_PARAMS, *SALIENCE_PARAMS, *STEERING_PARAMS],
@@ -239,10 +245,15 @@ class App:
     def _on_notices(self, *_: Any) -> None:
         self._notices.param.update(object=notices_html(self.state), visible=bool(self.state.notices))
 
+    def _on_present(self, event: Any) -> None:
+        """The page around the stage goes and comes (header and rail by parts/bridge.js)."""
+        self.bridge.present = event.new
+        self._strip.visible = self._chips.visible = not event.new
+
     def _show(self, stage: pn.Column) -> None:
-        """Puts the current view on the stage; a view is built the first time it is looked at."""
+        """Puts the current view, or the presentation, on the stage; each is built the first time it is looked at."""
         assert self.reader is not None
-        name = self.state.view
+        name = "present" if self.state.present else self.state.view
         if name not in self._frames:
             try:
                 content: Any = _make_view(name, self.state, self.reader)
@@ -264,10 +275,14 @@ class App:
                 self.help.open = self.about.open = False
             elif state.notices:
                 state.notices = []
+            elif state.present:
+                state.present = False
             else:
                 state.param.update(**{"pair" if state.view in ("pairs", "impact") else "feature": None})
         elif key == "r":
             state.reveal = not state.reveal
+        elif state.present:
+            return  # there is no list to step through and no other view to go to
         elif key in "123456":
             state.view = VIEWS[int(key) - 1]
         elif key in "+-0":
@@ -304,7 +319,11 @@ class App:
         return fresh.link(dark=True)[1:] if self.state.dark else fresh.link()[1:]
 
 
-def _make_view(name: str, state: AppState, reader: RunReader) -> View:
+def _make_view(name: str, state: AppState, reader: RunReader) -> View | Any:
+    if name == "present":
+        from dashboard.parts.presentation import Presentation
+
+        return Presentation(state, reader)
     if name == "features":
         return FeaturesView(state, reader)
     if name == "pairs":

@@ -8,7 +8,7 @@ from typing import Any
 
 from panel.io.server import DocHandler
 
-from dashboard import runs, worker
+from dashboard import runs, scoring, worker
 
 log = logging.getLogger("rewardscope.dashboard")
 
@@ -65,7 +65,8 @@ def on_server_loaded(server_context: Any) -> None:
 
 
 def on_server_unloaded(server_context: Any) -> None:
-    """Ends the process that computes, and closes the databases."""
+    """Ends the processes that compute, and closes the databases."""
+    scoring.close()
     worker.close()
     runs.close_all()
 

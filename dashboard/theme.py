@@ -67,7 +67,10 @@ PAGE_SX: dict[str, Any] = {
         "boxShadow": "none",
         "borderBottom": "1px solid",
         "borderColor": "divider",
+        "display": "var(--rs-around, flex)",  # none in presentation mode (assets/page.css)
     },
+    "& nav": {"display": "var(--rs-around, flex)"},
+    "& main > div > .MuiToolbar-root": {"display": "var(--rs-around, flex)"},
     "& .header a": {"color": "inherit"},
     "& .title": {"color": "inherit !important", "fontSize": "18px !important", "fontWeight": 600},
     "& .logo": {"height": "28px !important"},

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from core.paths import ROOT
+from dashboard.worker_said import Said
 
 log = logging.getLogger("rewardscope.dashboard")
 
@@ -50,6 +51,7 @@ class _Job:
     task: Callable[..., Any]
     args: tuple[Any, ...]
     done: Callable[[Outcome], None]
+    heard: Callable[[Any], None]
 
 
 class Worker:
@@ -62,7 +64,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
-        self._closed = False
+        self._closed = self._busy = False
 
     @property
     def process_id(self) -> int | None:
@@ -78,6 +80,7 @@ class Worker:
         *args: Any,
         done: Callable[[Outcome], None],
         urgent: bool = False,
+        heard: Callable[[Any], None] = lambda said: None,
     ) -> None:
         """Queues `task(*args)`.
 
@@ -87,11 +90,12 @@ class Worker:
             task: a function that the other process can import; its arguments and its result are sent over.
             done: called with the outcome, from another thread.
             urgent: goes before all that is not.
+            heard: called with what the task says on its way (worker_said.say), from another thread.
         """
         with self._changed:
             if self._closed:
                 return
-            self._waiting[owner, slot] = _Job((int(not urgent), next(self._numbers)), task, args, done)
+            self._waiting[owner, slot] = _Job((int(not urgent), next(self._numbers)), task, args, done, heard)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
                 self._thread.start()
@@ -102,6 +106,14 @@ class Worker:
         with self._changed:
             for key in [key for key in self._waiting if key[0] == owner and slot in (None, key[1])]:
                 del self._waiting[key]
+
+    def ahead(self, owner: str, slot: str) -> int | None:
+        """How many jobs, the one at work included, are done before this one starts; None when it does not wait."""
+        with self._changed:
+            mine = self._waiting.get((owner, slot))
+            if mine is None:
+                return None
+            return int(self._busy) + sum(job.order < mine.order for job in self._waiting.values())
 
     def close(self) -> None:
         """Ends the process, also in the middle of a job; nothing is answered any more."""
@@ -123,12 +135,18 @@ class Worker:
                 if self._closed:
                     return
                 job = self._waiting.pop(min(self._waiting, key=lambda key: self._waiting[key].order))
+                self._busy = True
             outcome = self._do(job)
-            if not self._closed:
-                try:
-                    job.done(outcome)
-                except Exception:  # whoever asked may be gone; the others still wait
-                    log.exception("an answer could not be delivered")
+            self._busy = False
+            self._deliver(job.done, outcome)
+
+    def _deliver(self, to: Callable[[Any], None], what: Any) -> None:
+        if self._closed:
+            return
+        try:
+            to(what)
+        except Exception:  # whoever asked may be gone; the others still wait
+            log.exception("an answer could not be delivered")
 
     def _do(self, job: _Job) -> Outcome:
         restarted = self._process is not None and self._process.poll() is not None
@@ -139,7 +157,9 @@ class Worker:
                 self._start()
             assert self._pipe is not None
             self._pipe.send((job.task, job.args))
-            value, problem = self._pipe.recv()
+            while isinstance(reply := self._pipe.recv(), Said):
+                self._deliver(job.heard, reply.value)
+            value, problem = reply
         except (EOFError, OSError) as error:
             if not self._closed:
                 log.warning("the process that computes for the page has stopped (%r)", error)

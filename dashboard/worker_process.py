@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from core.errors import RewardscopeError
+from dashboard.worker_said import say_through
 
 log = logging.getLogger("rewardscope.dashboard")
 
@@ -34,6 +35,7 @@ def main(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's business
     with suppress(OSError):
         os.nice(NICENESS)
+    say_through(pipe)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             task, args = pipe.recv()

@@ -12,6 +12,13 @@ function* roots(root = document) {
   }
 }
 
+// A steering "12:1,7:0.5" with one entry more, unless its feature is there already.
+function added(steering, entry) {
+  const entries = (steering ?? "").split(",").filter(Boolean)
+  const feature = entry.split(":")[0]
+  return entries.some((one) => one.split(":")[0] === feature) ? steering : [...entries, entry].join(",")
+}
+
 function visible(element) {
   return element.getClientRects().length > 0
 }
@@ -29,7 +36,7 @@ export function render({model}) {
   const html = document.documentElement
   const place = (search) => {
     const query = new URLSearchParams(search)
-    return [query.get("run"), query.get("view") ?? "features", query.get("f"), query.get("p")].join("\n")
+    return [query.get("run"), query.get("view") ?? "features", query.get("f"), query.get("p"), query.get("present")].join("\n")
   }
   const run_of = (search) => new URLSearchParams(search).get("run")
 
@@ -46,9 +53,10 @@ export function render({model}) {
   const colour = () => {
     html.classList.toggle("rs-dark", model.dark)
     html.classList.toggle("rs-revealed", model.reveal)
+    html.classList.toggle("rs-present", model.present)
   }
   model.on("search", write_url)
-  model.on(["dark", "reveal"], colour)
+  model.on(["dark", "reveal", "present"], colour)
   colour()
   if (model.search !== location.search) { history.replaceState(null, "", location.pathname + model.search) }
 
@@ -67,7 +75,9 @@ export function render({model}) {
     event.preventDefault()
     const now = new URLSearchParams(location.search)
     for (const [key, value] of new URLSearchParams(href)) {
-      if (value === "" && link.hasAttribute("data-clears")) { now.delete(key) } else { now.set(key, value) }
+      if (value === "" && link.hasAttribute("data-clears")) { now.delete(key) }
+      else if (key === "steer" && link.dataset.adds) { now.set(key, added(now.get(key), link.dataset.adds)) }
+      else { now.set(key, value) }
     }
     model.search = "?" + now.toString()
   })
@@ -77,7 +87,7 @@ export function render({model}) {
     const node = target(event)
     const typing = node instanceof Element && node.matches(TYPING)
     if (event.key === "Escape") {
-      if (typing) { node.blur() } else { model.send_msg({key: "Escape"}) }
+      if (typing && node.type !== "range") { node.blur() } else { model.send_msg({key: "Escape"}) }
       return
     }
     if (typing) { return }

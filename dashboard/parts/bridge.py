@@ -16,6 +16,7 @@ class Bridge(JSComponent):
     search = param.String("", doc="The query string, '' or '?…'.")
     dark = param.Boolean(False)
     reveal = param.Boolean(False)
+    present = param.Boolean(False, doc="Presentation mode: the page's header and rail are out of sight.")
     unsaved = param.Boolean(False, doc="Leaving the page would lose something; the browser asks before it does.")
 
     _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ import polars as pl
 from core.store.reader import FeatureCard
 from dashboard.escape import MISSING, esc, figure, known, percent, plain, shorten, signed, tone
 from dashboard.parts.histogram import histogram_svg
+from dashboard.parts.steer_link import steer_html
 from dashboard.parts.tokens import scale_legend, token_html
 from dashboard.sensitive import is_sensitive
 from dashboard.state import AppState
@@ -51,13 +52,13 @@ def card_html(
     figures = card.figures
     return (
         f'<article class="card" aria-label="Feature {figures["feature_id"]}">'
-        f'<div class="who">{_identity(card, n_features, card.labels if labels is None else labels)}{_histogram(card)}</div>'
+        f'<div class="who">{_identity(card, state, n_features, card.labels if labels is None else labels)}{_histogram(card)}</div>'
         f'<div class="evidence">{_contexts(card, state, full)}</div>'
         f'<div class="related">{_neighbours(card, state)}</div></article>'
     )
 
 
-def _identity(card: FeatureCard, n_features: int, labels: pl.DataFrame) -> str:
+def _identity(card: FeatureCard, state: AppState, n_features: int, labels: pl.DataFrame) -> str:
     f = card.figures
     label = f"<h2>{esc(f['label'])}</h2>" if f["label"] else '<h2 class="rs-muted">No label</h2>'
     weight = f["weight"]
@@ -89,7 +90,7 @@ def _identity(card: FeatureCard, n_features: int, labels: pl.DataFrame) -> str:
         for name, value, about in cells
     )
     return (
-        f'<header><span class="id rs-num">#{f["feature_id"]}</span>{label}</header>'
+        f'<header><span class="id rs-num">#{f["feature_id"]}</span>{label}{steer_html(state, f["feature_id"], weight)}</header>'
         f'<p class="weight"><span class="{tone(weight)} rs-num">w {signed(weight)}</span> {says} '
         f'<span class="rs-muted">· rank {f["weight_rank"]:,} of {n_features:,} by |w|</span> {dead}{cluster}</p>'
         f"<dl class='stats'>{stats}</dl>{_labels(labels, f['label'])}"

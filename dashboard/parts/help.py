@@ -7,6 +7,7 @@ _KEYS = (
     ("/", "search the list"),
     ("1 … 6", "Features, Pairs, Salience, Impact, Steering, Benchmarks"),
     ("+  −  0", "Salience: put the selected feature into S+, into S−, or take it out of the open set"),
+    ("Del", "Steering: take the feature whose slider has the focus off the sliders"),
     ("r", "show or blur text that may be harmful"),
     ("Esc", "leave a field, close a sheet, clear the selection"),
     ("?", "this sheet"),
@@ -27,6 +28,12 @@ _WORDS = (
     ("pair score", "activation of S+ minus S− per sentence end, chosen − rejected answer (SAFER)"),
     ("plan", "which training pairs are flipped or dropped, most or least typical first"),
     ("preview", "the head refitted on the changed pairs; not a retrain of the model"),
+    (
+        "steering",
+        "a change of head weights: multiplier 1 is unchanged, 0 takes the feature out; never written into the run",
+    ),
+    ("target, complement", "the chosen answers of a slice, and every other answer; of held-out pairs"),
+    ("specificity", "mean shift of the target's rewards over the mean shift of the complement's"),
     ("retrained", "the model really trained again on the changed pairs"),
     ("margin", "reward of the chosen answer minus the rejected one's; above 0 the model agrees"),
 )

@@ -24,6 +24,7 @@ from dashboard.parts.contributions import (
 )
 from dashboard.parts.open_pair import OpenPair, open_pair
 from dashboard.parts.pair_text import PAIR_SHEETS
+from dashboard.parts.steer_link import steer_href, steer_html
 from dashboard.parts.tokens import TOKEN_CSS, plain_html, scale_legend, spoken, token_html
 from dashboard.parts.waterfall import Waterfall, token_content, waterfall_content
 from dashboard.sensitive import is_sensitive
@@ -149,7 +150,9 @@ class PairPanel:
         self._listed = table.rows["feature_id"].to_list()
         with pn.io.hold():
             self._guard()
-            self._waterfall.content = waterfall_content(table, self._names(self._listed), self._card_link)
+            self._waterfall.content = waterfall_content(
+                table, self._names(self._listed), self._card_link, steer=self._steer_link
+            )
             self._paint()
             self._show_token()
 
@@ -179,7 +182,9 @@ class PairPanel:
                 row = self.reader.features.take(np.array([feature])).row(0, named=True)
                 active = {side: (int((v != 0).sum()), len(v)) for side, v in values.items()}
                 self._legend.object = scale_legend(scale, basis=basis, unit=f"activation of feature {feature}")
-                self._feature.object = pair_text.feature_html(row, active, self._card_link(feature))
+                self._feature.object = pair_text.feature_html(
+                    row, active, self._card_link(feature), steer_html(self.state, feature, row["weight"])
+                )
 
     def _token_values(self, side: str, feature: int | None) -> np.ndarray:
         """float64 [n_tokens]: what each token adds to the reward, or the activation of one feature."""
@@ -274,3 +279,6 @@ class PairPanel:
 
     def _card_link(self, feature: int) -> str:
         return self.state.link(view="features", feature=feature)
+
+    def _steer_link(self, feature: int) -> str:
+        return steer_href(self.state, feature)

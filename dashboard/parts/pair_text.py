@@ -176,20 +176,20 @@ def total_legend(scale: float, basis: str, pooling: str) -> str:
     return f'{key}<div class="rs-small rs-muted">{how} Click a token to see its features.</div>'
 
 
-def feature_html(row: Mapping[str, Any], active: Mapping[str, tuple[int, int]], href: str) -> str:
+def feature_html(row: Mapping[str, Any], active: Mapping[str, tuple[int, int]], href: str, steer: str = "") -> str:
     """The feature the tokens are coloured by, in one line.
 
     Args:
         row: its row of FeatureTable.frame.
         active: for each side, on how many of how many tokens it is active.
-        href: a link to its card.
+        href: a link to its card; steer: one that puts it on a slider, as HTML.
     """
     label = esc(shorten(row["label"], 90)) if row["label"] else "no label"
     counts = ", ".join(f"{n} of {total} {side} tokens" for side, (n, total) in active.items())
     return (
         f'<div class="line"><b>Feature {row["feature_id"]}</b><span>{label}</span>'
         f'<span class="rs-muted">w {signed(row["weight"])} (rank {row["weight_rank"]:,}); '
-        f'active on {counts}</span><a href="{esc(href)}">open its card</a></div>'
+        f'active on {counts}</span><a href="{esc(href)}">open its card</a>{steer}</div>'
     )
 
 

@@ -26,7 +26,7 @@ def strip_html(reader: RunReader) -> str:
     pooling = esc(manifest.head.get("pooling", ""))
     tiles = [
         _tile("Model", esc(shorten(name, 26)), f"layer {_count(manifest.model.get('layer'))} · {pooling} pooling"),
-        _tile("SAE", f"{_count(sae.get('latents'))} features", f"k = {_count(sae.get('k'))} · {dead:,} dead"),
+        _tile("SAE", f"{_count(sae.get('latents'))} features", f"{_active(sae)} · {dead:,} dead"),
         _tile("Pairs", _count(data.get("n_pairs")), f"{_count(data.get('n_prompts'))} prompts" + _skipped(data)),
         *_reward_model(reader),
         _tile("Held-out accuracy", _share(reader, "held-out", "accuracy"), f"{_interval(held)}, n = {_n(held)}"),
@@ -36,6 +36,12 @@ def strip_html(reader: RunReader) -> str:
         _tile("Health", *_health(reader)),
     ]
     return f'<div class="strip" role="group" aria-label="Quality of this run">{"".join(tiles)}</div>'
+
+
+def _active(sae: Mapping[str, Any]) -> str:
+    """k; of an imported SAE with a varying number of active features their mean on a token."""
+    quality = sae.get("quality", {})
+    return f"k = {_count(sae.get('k'))}" if quality.get("cut_share") is None else f"{figure(quality.get('l0'))} active"
 
 
 def _reward_model(reader: RunReader) -> list[str]:

@@ -57,6 +57,7 @@ def card_html(
     bootstrap: tuple[float, float] | tuple[()] | None,
     pairs: pl.DataFrame | None,
     sign: int,
+    steer: str = "",
 ) -> str:
     """The whole of it.
 
@@ -68,6 +69,7 @@ def card_html(
         bootstrap: 95 % bootstrap interval of the effect; None = not computed yet, () = cannot be given.
         pairs: pair_id, snippet, difference of the pairs where it differs most; None = not available.
         sign: of the feature in the open set.
+        steer: a link that puts it on a slider, as HTML.
     """
     feature = state.feature
     label = row["label"] if row else None
@@ -76,7 +78,7 @@ def card_html(
     href = esc(state.link(view="features", feature=feature))
     return (
         f'<article class="evidence" aria-label="Salience of feature {feature}">'
-        f'<header><span class="id rs-num">#{feature}</span>{name}{mark}<a class="open" href="{href}">open its card</a></header>'
+        f'<header><span class="id rs-num">#{feature}</span>{name}{mark}{steer}<a class="open" href="{href}">open its card</a></header>'
         f"<div class='sides'><div>{_figures(row, raw, bootstrap)}{_pairs(pairs, state)}</div>{forest_html(slices, state)}</div>"
         "</article>"
     )

@@ -83,6 +83,14 @@ function name(row) {
   open.setAttribute("aria-label", open.title)
   const line = make("div", "line")
   line.append(select, make("span", "weight", row.weight), open)
+  if (row.steer) {
+    const steer = make("a", "open", "steer")
+    steer.href = row.steer
+    steer.dataset.adds = `${row.feature}:1`
+    steer.title = `Put feature ${row.feature} on a slider`
+    steer.setAttribute("aria-label", steer.title)
+    line.append(steer)
+  }
   cell.append(line)
   return cell
 }

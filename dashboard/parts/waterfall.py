@@ -50,6 +50,7 @@ def waterfall_content(
     names: Mapping[int, str | None],
     link: Callable[[int], str],
     titles: tuple[str, str] = ("Chosen", "Rejected"),
+    steer: Callable[[int], str] | None = None,
 ) -> dict[str, Any]:
     """The waterfall as plain values to draw: geometry in reward units, all numbers already written out.
 
@@ -60,6 +61,7 @@ def waterfall_content(
         names: label of each listed feature, None where it has none.
         link: the href of a feature's card.
         titles: what the two answers are called.
+        steer: the href that puts a feature on a slider; None = no such link.
     """
     rows = table.rows.to_dicts()
     others = dict(zip((*SIDES, "difference"), table.other, strict=True))
@@ -76,7 +78,7 @@ def waterfall_content(
             _side_cell(row[side], limit, write, _why(row, side), active=row[f"{side}_activation"] is not None)
             for side in SIDES
         ]
-        drawn.append(_feature_row(row, names, link, [*cells, _step_cell(level, row["difference"], write)]))
+        drawn.append(_feature_row(row, names, link, [*cells, _step_cell(level, row["difference"], write)], steer))
         level += row["difference"]
         levels.append(level)
     if table.n_other:
@@ -139,7 +141,11 @@ def token_content(
 
 
 def _feature_row(
-    row: Mapping[str, Any], names: Mapping[int, str | None], link: Callable[[int], str], cells: list[dict[str, Any]]
+    row: Mapping[str, Any],
+    names: Mapping[int, str | None],
+    link: Callable[[int], str],
+    cells: list[dict[str, Any]],
+    steer: Callable[[int], str] | None = None,
 ) -> dict[str, Any]:
     feature = int(row["feature_id"])
     return {
@@ -147,6 +153,7 @@ def _feature_row(
         "name": names.get(feature) or "",
         "weight": f"w {signed(row['weight'])}",
         "link": link(feature),
+        "steer": steer(feature) if steer is not None and row["weight"] else "",
         "cells": cells,
     }
 

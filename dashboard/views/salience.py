@@ -18,6 +18,7 @@ from dashboard.parts.salience_rows import LEVEL, Listing, Rows, counts, csv_text
 from dashboard.parts.salience_table import SalienceTable
 from dashboard.parts.set_editor import SetEditor
 from dashboard.parts.sign_changes import SignChanges
+from dashboard.parts.steer_link import steer_html
 from dashboard.parts.volcano import Volcano
 from dashboard.state import POOLINGS, AppState
 from dashboard.theme import sheet
@@ -232,6 +233,8 @@ class SalienceView:
         place = self._rows.place(feature)
         row = self._rows.frame.row(place, named=True) if place is not None else None
         key = (feature, state.slice, state.pooling)
+        features = self._reader.features
+        weight = features.take([feature])["weight"][0] if feature in features else None
         self._card.object = salience_card.card_html(
             row,
             raw,
@@ -240,6 +243,7 @@ class SalienceView:
             bootstrap=self._intervals.get(key),
             pairs=salience_evidence.strongest_pairs(self._reader, *key) if raw else None,
             sign=0 if place is None else int(self._signs[place]),
+            steer=steer_html(state, feature, weight),
         )
         if raw and key not in self._intervals and pn.state.curdoc is not None:
             pn.state.curdoc.add_timeout_callback(lambda: self._draw_again(key), 300)

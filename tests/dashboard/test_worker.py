@@ -45,6 +45,13 @@ def test_failures_are_words_and_the_process_goes_on(worker: Worker) -> None:
     assert ask(worker, jobs.double, 1).value == 2
 
 
+def test_what_a_task_says_on_its_way_is_heard_before_its_result(worker: Worker) -> None:
+    told: Queue[object] = Queue()
+    worker.ask("test", "slot", jobs.count, 3, done=lambda outcome: told.put(outcome.value), heard=told.put)
+    assert [told.get(timeout=60) for _ in range(4)] == [1, 2, 3, 3]
+    assert jobs.count(2) == 2  # where nobody can hear, it is just computed
+
+
 def test_a_newer_job_takes_the_place_of_one_that_waits_and_urgent_ones_go_first(worker: Worker, tmp_path: Path) -> None:
     gate, answers = tmp_path / "gate", Queue[object]()
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from core.errors import DataError
+from dashboard.worker_said import say
 
 
 def double(value: int) -> int:
@@ -37,3 +38,15 @@ def until(path: str) -> str:
             return path
         time.sleep(0.01)
     raise TimeoutError(path)
+
+
+def die_whatever(*_: object) -> None:
+    """Ends the process, whatever it was asked."""
+    die()
+
+
+def count(to: int) -> int:
+    """Says 1, 2, ... on its way."""
+    for number in range(1, to + 1):
+        say(number)
+    return to
