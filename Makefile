@@ -15,7 +15,8 @@ demo: .venv/installed
 test: lint
 	$(BIN)/python tests/ensure_chromium.py
 	$(BIN)/rewardscope doctor --fetch > /dev/null
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile -m "not browser"
+	$(BIN)/pytest -m browser
 
 unit: .venv/tested
 	$(BIN)/pytest -x -q -m "not browser and not slow"

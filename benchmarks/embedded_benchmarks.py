@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.markers import put_between
+from core.evaluate.benchmark_model import Weights, open_run
 from core.evaluate.items import TITLES, read_items
-from core.evaluate.run_benchmark import Weights, evaluate, open_run
+from core.evaluate.run_benchmark import evaluate
 from core.evaluate.score_items import benchmark_figures
 from core.paths import ROOT
 from core.progress import RichProgress
@@ -81,6 +82,8 @@ def table(results: list[BenchmarkResult], prompts: set[str]) -> list[str]:
         notes += [
             f"In {title}, {one['name']}: {one['note']}." for one in known if one["note"] and one["kind"] != "subset"
         ]
+    there = {result.benchmark for result in results}
+    notes += [f"{TITLES[benchmark]}: not measured yet." for benchmark in FILES if benchmark not in there]
     return [*lines, "", *(f"- {note}" for note in notes)]
 
 

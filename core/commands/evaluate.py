@@ -51,7 +51,7 @@ def evaluate(
     result_folder(Path(), "", benchmark, tag or "")  # a tag that cannot be used is said before anything is read
     items = read_items(benchmark, data, limit)
 
-    from core.evaluate.run_benchmark import chosen_weights, open_folder, open_run, with_features_of
+    from core.evaluate.benchmark_model import chosen_weights, open_folder, open_run, with_features_of
     from core.evaluate.run_benchmark import evaluate as score
     from core.paths import runs_folder
     from core.progress import RichProgress, Silent

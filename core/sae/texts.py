@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,8 @@ class DatasetTexts:
             elif position:
                 self._rows = self._rows.skip(self._row)
             self._running = iter(self._rows)
+        # Left open until the interpreter ends, the reader's own threads may meet what is already torn down.
+        weakref.finalize(self, self._running.close)
 
     @property
     def position(self) -> Any:

@@ -17,8 +17,9 @@ from core.cli import app
 from core.config import load_config
 from core.data.chat import encode_pair
 from core.errors import DataError
+from core.evaluate.benchmark_model import Weights, open_folder, open_run
 from core.evaluate.items import BenchmarkItems, Item, read_items
-from core.evaluate.run_benchmark import evaluate, open_folder, open_run
+from core.evaluate.run_benchmark import evaluate
 from core.evaluate.score_items import benchmark_figures, cell_items
 from core.features.extract import storable
 from core.progress import Silent
@@ -166,8 +167,6 @@ def test_a_batch_of_any_size_gives_the_same_rewards_and_results(runs: Path, rb2:
 
 
 def _own(scorer: FeatureScorer) -> Any:
-    from core.evaluate.run_benchmark import Weights
-
     return Weights(scorer.head.weights)
 
 
