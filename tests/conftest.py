@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two test processes on two cores: threads that wait by spinning would take the cores from the other one, and from
+    # every command the tests start. Read when torch is imported, so before it.
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "NUMBA_NUM_THREADS": "1"}
+os.environ["COLUMNS"] = "160"  # tables the commands print are as wide in every test process
+
 import pytest
 import torch
 
 from core.models.resolve import EMBEDDED_MODEL, resolve_model
 
-torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(scope="session")

@@ -84,9 +84,20 @@ def open_pair(reader: RunReader, pair_id: str) -> OpenPair | None:
             Answer(
                 row=response,
                 pieces=pieces_of(response["text"], char),
-                unread=response["text"][int(char.max(initial=0)) :] if response["truncated"] else "",
+                unread=unread_text(response["text"], char) if response["truncated"] else "",
                 features=np.asarray(arrays.token_features[tokens]),
                 values=np.asarray(arrays.token_values[tokens]),
             )
         )
     return OpenPair(row, answers, activations, problem)
+
+
+def unread_text(text: str, char: np.ndarray) -> str:
+    """What of a cut answer lies behind its last token of text.
+
+    Args:
+        char: int [n_tokens, 2], start and end of each token in the text; equal for special tokens, whose place says nothing
+            (an end-of-turn token is put at the end of the whole text).
+    """
+    read = char[char[:, 0] < char[:, 1], 1]
+    return text[int(read.max(initial=0)) :]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from dashboard.parts import pair_text
+from dashboard.parts.open_pair import unread_text
 from tests.dashboard.parts.test_tokens import HOSTILE, Reader
 
 PAIR = {
@@ -89,3 +91,10 @@ def test_dataset_text_stays_text(text):
         assert {tag for tag, _ in reader.elements} <= {"div", "span", "b", "details", "summary", "a"}
         assert not any(name.startswith("on") for _, attributes in reader.elements for name in attributes)
         assert "<script" not in piece
+
+
+def test_a_cut_answer_says_what_was_not_read() -> None:
+    char = np.array([[0, 3], [3, 7], [16, 16]])  # two tokens of text, then the end of the turn
+    assert unread_text("one two and more", char) == " and more"
+    assert unread_text("one two", np.array([[0, 3], [3, 7], [7, 7]])) == ""
+    assert unread_text("one two", np.empty((0, 2), int)) == "one two"
