@@ -1,5 +1,6 @@
 // The sliders of a steering (steering_sliders.py): one row a feature, every move told to the server, one at a time.
 const [LEAST, MOST, STEP, PAGE, LIMIT] = [-2, 3, 0.05, 0.5, 100]
+const PATIENCE = 10000 // milliseconds after which a move counts as lost (a connection that broke) and the next one goes
 const REST = 300 // milliseconds without a move after which the address follows
 const PASSED_ON = ["j", "k", "?", "r", "1", "2", "3", "4", "5", "6"] // keys of the page that mean nothing to a slider
 
@@ -48,7 +49,7 @@ export function render({ model }) {
 
   // ---------------------------------------------------------------- telling the server: one move in flight, the newest next
 
-  let sent = model.answered, waiting = false, pending = null, resting = null
+  let sent = model.answered, waiting = false, pending = null, resting = null, lost = null
   const rows = new Map() // feature -> what is drawn of it
 
   const send = () => {
@@ -56,6 +57,7 @@ export function render({ model }) {
     const move = pending
     pending = null
     waiting = true
+    lost = setTimeout(() => { waiting = false; send() }, PATIENCE)
     root.dataset.sent = String(++sent)
     model.send_msg({ move, n: sent })
   }
@@ -74,6 +76,7 @@ export function render({ model }) {
   model.on("answered", () => {
     root.dataset.answered = String(model.answered)
     if (model.answered < sent) return
+    clearTimeout(lost)
     waiting = false
     send()
   })

@@ -133,18 +133,19 @@ class SteeringSliders:
             self.say(str(error))
 
     def _move(self, move: Any, number: Any) -> None:
-        """A move under the hand. It is answered whatever becomes of it, or the browser would wait for ever."""
-        try:
-            with pn.io.hold():
-                live = dict(self.state.live_steering)
-                for feature, by in move.items() if isinstance(move, dict) else ():
-                    if str(feature).isdigit() and int(feature) in live and _is_multiplier(by):
-                        live[int(feature)] = float(by)
-                self.moves += 1
-                self.state.live_steering = live
-        finally:
+        """A move under the hand. It is answered whatever becomes of it, or the browser would wait for ever.
+
+        The answer goes out with the effect and ahead of it, so that the next move is under way while this one is drawn.
+        """
+        with pn.io.hold():
             if isinstance(number, int):
                 self.panel.answered = number
+            live = dict(self.state.live_steering)
+            for feature, by in move.items() if isinstance(move, dict) else ():
+                if str(feature).isdigit() and int(feature) in live and _is_multiplier(by):
+                    live[int(feature)] = float(by)
+            self.moves += 1
+            self.state.live_steering = live
 
     def _act(self, message: dict[str, Any]) -> None:
         state, live = self.state, self.state.live_steering
