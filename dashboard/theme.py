@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from core.paths import ASSETS
@@ -19,6 +20,7 @@ CLUSTER_COLOURS = (
 """Map clusters, in turn; a cluster is also named on the map, so that colour is never the only sign."""
 
 LOGO = ASSETS / "logo.svg"
+PARTS = Path(__file__).parent / "parts"
 
 TYPOGRAPHY: dict[str, Any] = {
     "fontSize": 13,
@@ -78,6 +80,12 @@ PAGE_SX: dict[str, Any] = {
     "& .main": {"backgroundColor": "background.default"},
     "& .sidebar": {"backgroundColor": "background.paper", "overflow": "hidden"},
 }
+
+
+@cache
+def script(name: str) -> str:
+    """A component's own JavaScript, parts/<name>.js, behind what they share, parts/dom.js (one module: a page fetches none)."""
+    return "".join((PARTS / f"{one}.js").read_text(encoding="utf-8") for one in ("dom", name))
 
 
 @cache

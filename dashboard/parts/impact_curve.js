@@ -1,16 +1,8 @@
 // The curve of a domain, large, with every domain small beside it (impact_curve.py). Builds elements, never markup.
-const NS = "http://www.w3.org/2000/svg"
 const HEIGHT = 15 // a line of text at the end of a curve
 
 function element(tag, attributes = {}, text = null) {
   const node = document.createElement(tag)
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value)
-  if (text !== null) node.textContent = text
-  return node
-}
-
-function shape(tag, attributes = {}, text = null) {
-  const node = document.createElementNS(NS, tag)
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value)
   if (text !== null) node.textContent = text
   return node
@@ -22,16 +14,6 @@ function titled(node, text) {
 }
 
 const known = (value) => typeof value === "number" && Number.isFinite(value)
-
-// About `count` round numbers between two ends.
-function ticks(low, high, count) {
-  const rough = (high - low) / count
-  const power = 10 ** Math.floor(Math.log10(rough))
-  const step = power * ([1, 2, 2.5, 5].find((part) => part * power >= rough) ?? 10)
-  const found = []
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step)
-  return { found, decimals: Math.max(0, Math.ceil(-Math.log10(step) - 1e-9) + (step / power === 2.5 ? 1 : 0)) }
-}
 
 const minus = (text) => text.replace("-", "−")
 

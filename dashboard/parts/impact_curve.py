@@ -12,7 +12,7 @@ from panel.custom import JSComponent
 
 from dashboard.escape import known, signed
 from dashboard.parts.impact_points import LIMIT, MEASURES, SHOWN, KnownPoints, Row
-from dashboard.theme import sheet
+from dashboard.theme import script, sheet
 
 NAMES = {
     "set": "this set",
@@ -34,7 +34,7 @@ class ImpactCurve(JSComponent):
     now = param.Dict({})
     ratio = param.Number(0.05)
 
-    _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    _esm = script("impact_curve")
     _stylesheets: ClassVar[list[str]] = [sheet("impact")]
 
     def __init__(self, on_ratio: Callable[[float], None], on_domain: Callable[[str], None], **params: Any) -> None:

@@ -2,13 +2,6 @@
 const REST = 300 // ms after the last key
 const LINE = /^[ \t]*-{3,}[ \t]*$/m // separates pasted answers
 
-function make(tag, className, text) {
-  const element = document.createElement(tag)
-  if (className) { element.className = className }
-  if (text !== undefined) { element.textContent = text }
-  return element
-}
-
 function button(className, text, act) {
   const element = make("button", className, text)
   element.type = "button"

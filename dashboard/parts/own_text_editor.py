@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import param
 from panel.custom import JSComponent
 
-from dashboard.theme import sheet
+from dashboard.theme import script, sheet
 
 
 class OwnTextEditor(JSComponent):
@@ -21,7 +20,7 @@ class OwnTextEditor(JSComponent):
     busy = param.Boolean(False, doc="A request is on its way; another one may still be sent.")
     large = param.Boolean(False)
 
-    _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    _esm = script("own_text_editor")
     _stylesheets: ClassVar[list[str]] = [sheet("parts"), sheet("own_text")]
 
     def __init__(self, *, on_message: Callable[[str, dict[str, Any]], None], **params: Any) -> None:

@@ -1,13 +1,6 @@
 // The answers by reward (own_text_ranking.py). Lines are kept and glide to their new place; strings enter only as text nodes.
 const GLIDE = 180 // ms
 
-function make(tag, className, text) {
-  const element = document.createElement(tag)
-  if (className) { element.className = className }
-  if (text !== undefined) { element.textContent = text }
-  return element
-}
-
 function line(index, open) {
   const root = make("li", "place")
   const parts = {root}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import param
@@ -13,7 +12,7 @@ from dashboard.escape import shorten
 from dashboard.parts.aligned import aligned
 from dashboard.parts.own_text_model import Draft
 from dashboard.parts.own_text_ranks import Place
-from dashboard.theme import sheet
+from dashboard.theme import script, sheet
 
 
 class OwnTextRanking(JSComponent):
@@ -26,7 +25,7 @@ class OwnTextRanking(JSComponent):
     selected = param.Integer(None, allow_None=True, doc="Index of the open answer.")
     large = param.Boolean(False)
 
-    _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    _esm = script("own_text_ranking")
     _stylesheets: ClassVar[list[str]] = [sheet("parts"), sheet("own_text")]
 
     def __init__(self, *, on_open: Callable[[int], None], **params: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from panel.custom import JSComponent
 from core.evaluate.specificity import AccuracyChange, Shift, Specificity, SteeringData
 from dashboard.escape import known, percent, plain, shorten, signed
 from dashboard.parts.impact_curve import points_text
-from dashboard.theme import sheet
+from dashboard.theme import script, sheet
 
 BINS = 60
 TAIL = 0.002
@@ -30,7 +29,7 @@ class SteeringEffect(JSComponent):
 
     content = param.String("{}", doc="What it draws, as JSON: one string is quicker on its way than a tree of values.")
 
-    _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    _esm = script("steering_effect")
     _stylesheets: ClassVar[list[str]] = [sheet("parts"), sheet("steering")]
 
 

@@ -1,16 +1,4 @@
 // Pairs that change sides and domains that are harmed (steering_pairs.py). Text enters as text nodes only.
-function make(tag, className = "", text = null, attributes = {}) {
-  const node = document.createElement(tag)
-  if (className) node.className = className
-  if (text !== null) node.textContent = text
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value)
-  return node
-}
-
-function write(node, text) {
-  if (node.textContent !== text) node.textContent = text
-}
-
 export function render({ model }) {
   const root = make("div", "turned")
   const flips = make("section", "flips", null, { "aria-label": "Pairs that change sides" })

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from core.store.reader import RunReader
 from dashboard.escape import shorten, signed
 from dashboard.parts.impact_curve import points_text
 from dashboard.parts.steering_effect import points_span
-from dashboard.theme import sheet
+from dashboard.theme import script, sheet
 
 UNDER_HAND, AT_REST = 12, 200
 """Pairs listed while a slider moves, and when it rests."""
@@ -30,7 +29,7 @@ class SteeringPairs(JSComponent):
     content = param.String("{}", doc="What it draws, as JSON: one string is quicker on its way than a tree of values.")
     selected = param.String("", doc="pair_id of the marked pair.")
 
-    _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    _esm = script("steering_pairs")
     _stylesheets: ClassVar[list[str]] = [sheet("parts"), sheet("steering")]
 
 

@@ -4,14 +4,6 @@ const PATIENCE = 10000 // milliseconds after which a move counts as lost (a conn
 const REST = 300 // milliseconds without a move after which the address follows
 const PASSED_ON = ["j", "k", "?", "r", "1", "2", "3", "4", "5", "6"] // keys of the page that mean nothing to a slider
 
-function make(tag, className = "", text = null, attributes = {}) {
-  const node = document.createElement(tag)
-  if (className) node.className = className
-  if (text !== null) node.textContent = text
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value)
-  return node
-}
-
 // Three significant digits and a real minus sign, as escape.py writes them.
 function signed(value) {
   if (!value) return "0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import panel as pn
@@ -16,7 +15,7 @@ from core.store.reader import RunReader
 from dashboard import steering
 from dashboard.escape import percent, shorten, signed
 from dashboard.state import STEERING_RANGE, AppState
-from dashboard.theme import sheet
+from dashboard.theme import script, sheet
 
 ABOUT = (
     "Steering multiplies the head weight of a feature: at 0 the feature no longer counts, at 2 it counts double, below 0 it "
@@ -42,7 +41,7 @@ class SliderPanel(JSComponent):
     can_suggest = param.Boolean(False)
     large = param.Boolean(False)
 
-    _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    _esm = script("steering_sliders")
     _stylesheets: ClassVar[list[str]] = [sheet("parts"), sheet("steering")]
 
     def __init__(self, on_message: Callable[[dict[str, Any]], None], **params: Any) -> None:

@@ -1,12 +1,4 @@
 // Presets, files and the link of a steering (steering_tools.py).
-function make(tag, className = "", text = null, attributes = {}) {
-  const node = document.createElement(tag)
-  if (className) node.className = className
-  if (text !== null) node.textContent = text
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value)
-  return node
-}
-
 const MOST = 1 << 20 // characters of an uploaded file
 
 export function render({ model }) {

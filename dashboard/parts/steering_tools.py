@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import param
@@ -17,7 +16,7 @@ from dashboard.escape import shorten
 from dashboard.parts.steering_sliders import SteeringSliders
 from dashboard.sets import sae_of
 from dashboard.state import AppState
-from dashboard.theme import sheet
+from dashboard.theme import script, sheet
 
 
 class ToolPanel(JSComponent):
@@ -29,7 +28,7 @@ class ToolPanel(JSComponent):
     file = param.String("", doc="Name of the file in `data`.")
     data = param.String("", doc="The file the browser is to save; emptied once it is there.")
 
-    _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    _esm = script("steering_tools")
     _stylesheets: ClassVar[list[str]] = [sheet("parts"), sheet("steering")]
 
     def __init__(self, on_message: Callable[[dict[str, Any]], None], **params: Any) -> None:

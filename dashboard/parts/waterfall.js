@@ -1,12 +1,5 @@
 // Draws the content of a Waterfall (waterfall.py) as a table with bars. Strings enter the page only as text nodes.
 
-function make(tag, className, text) {
-  const element = document.createElement(tag)
-  if (className) { element.className = className }
-  if (text !== undefined) { element.textContent = text }
-  return element
-}
-
 function place(column) {
   const span = column.high - column.low || 1
   return (value) => (100 * (value - column.low)) / span

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import param
@@ -15,7 +14,7 @@ from core.rewards.decomposition import SUM_TOLERANCE
 from dashboard.escape import signed
 from dashboard.parts.aligned import aligned
 from dashboard.parts.contributions import SIDES, WaterfallTable
-from dashboard.theme import sheet
+from dashboard.theme import script, sheet
 
 CUT = 2.0
 """Bars of "other" and of the sum are cut when they are this much longer than the longest feature bar."""
@@ -31,7 +30,7 @@ class Waterfall(JSComponent):
     content = param.Dict({}, doc="What `waterfall_content` returns; {} draws nothing.")
     selected = param.Integer(None, allow_None=True, doc="feature_id of the marked row.")
 
-    _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    _esm = script("waterfall")
     _stylesheets: ClassVar[list[str]] = [sheet("waterfall")]
 
     def __init__(self, *, on_select: Callable[[int], None], **params: Any) -> None:
