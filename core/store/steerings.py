@@ -170,7 +170,7 @@ class Steering:
         """Raises DataError when a feature is not one of an SAE with `latents` features."""
         if self.changes and max(self.changes) >= latents:
             raise DataError(
-                f"The steering {self.name!r} changes feature {max(self.changes)}, the run has only {latents:,}: it was made "
+                f"{f'The steering {self.name!r}' if self.name else 'The steering'} changes feature {max(self.changes)}, the run has only {latents:,}: it was made "
                 "for another SAE."
             )
 
