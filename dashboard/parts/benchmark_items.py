@@ -54,6 +54,12 @@ def listed(items: pl.DataFrame, cell: CellItems, verdict: str, order: str) -> pl
     return frame if order == "index" else frame.sort("margin", descending=order == "-margin", maintain_order=True)
 
 
+NO_ROWS = pd.DataFrame({"mark": [], "margin": [], "prompt": [], "subset": []}).astype(
+    {"mark": "str", "margin": "float64", "prompt": "str", "subset": "str"}
+)
+"""The types say how the table writes a column, once and for all: without them, words would be written as numbers."""
+
+
 class BenchmarkItems:
     """Filter, count and table. Built once; `show` replaces what it lists."""
 
@@ -71,7 +77,7 @@ class BenchmarkItems:
         self._summary = pn.pane.HTML(stylesheets=PAIR_SHEETS, sizing_mode="stretch_width", margin=(4, 6))
         self._empty = pn.pane.HTML(stylesheets=PAIR_SHEETS, sizing_mode="stretch_width", visible=False)
         self._table = OrderedTable(
-            pd.DataFrame({"mark": [], "margin": [], "prompt": [], "subset": []}),
+            NO_ROWS,
             pagination="remote",
             page_size=PAGE_SIZE,
             show_index=False,

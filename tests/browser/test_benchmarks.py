@@ -42,6 +42,7 @@ def test_from_the_table_to_a_cell_to_an_item_and_on_with_the_keyboard(open_page:
     table.locator("tr.ours").first.locator('a[title^="Safety of"]').click()
     wait_for_query(page, cell=CELL)
     expect(item_rows(page)).to_have_count(12)
+    expect(item_rows(page).first).to_contain_text(re.compile(r"[✓✗½].*Question \d+.*Safety", re.DOTALL))
     first = page.evaluate("() => new URLSearchParams(location.search).get('item')")
     assert first
     expect(page.get_by_text("1 of 12 listed")).to_be_visible()
