@@ -99,7 +99,7 @@ def test_without_a_model_a_pair_is_ranked_and_presented_and_follows_the_slider(
 
     page.get_by_role("button", name="Present").click()
     wait_for_query(page, present="1")
-    expect(page.get_by_text("Steered: 1 feature")).to_be_visible()
+    expect(page.locator(".rs-steered.big").filter(has_text="Steered: 1 feature")).to_be_visible()
     for gone in (
         page.get_by_role("navigation"),
         page.get_by_text("Held-out accuracy"),
@@ -199,7 +199,7 @@ def test_the_real_model_scores_what_is_typed_as_the_command_line_does(
     slider = page.get_by_role("slider").first
     expect(slider).to_be_visible()
     press(slider, "End")
-    expect(page.get_by_text("Steered: 1 feature")).to_be_visible()
+    expect(page.locator("a.rs-steered")).to_have_text("Steered: 1 feature")
     places = page.locator(".ranking:visible .place")
     texts = [[place.locator(f".{part}").inner_text() for part in ("name", "before", "after")] for place in places.all()]
     for name, before, after in texts:
