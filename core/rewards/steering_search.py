@@ -139,20 +139,37 @@ def best_change(target: np.ndarray, still: Sequence[np.ndarray], bounds: Bounds)
                 best, objective = inside, float(aim @ inside)
         if bound - objective <= TOLERANCE * max(bound, 1e-12):
             break
-    kept = _rounded(np.where(np.abs(best) >= SMALLEST, best, 0.0), groups, limits, drifts)
+    kept = _rounded(best, aim, groups, limits, drifts)
     return Found(kept, float(aim @ kept), max(float(bound), 0.0) / (1 - ROOM), steps, len(cuts))
 
 
-def _rounded(u: np.ndarray, groups: Sequence[np.ndarray], bounds: Bounds, drifts: Sequence[np.ndarray]) -> np.ndarray:
-    """u to DIGITS decimals and still within every bound."""
-    for factor in (1.0, 0.999, 0.99, 0.95):
-        tried = np.clip(np.round(factor * u, DIGITS), bounds.low - 1, bounds.high - 1)
-        levels = [(float(np.abs(rows @ tried).mean()), bounds.side) for rows in groups]
-        levels += [(abs(float(mean @ tried)), bounds.drift) for mean in drifts]
-        levels.append((float(np.abs(tried).sum()), bounds.total))
-        if all(level <= limit * (1 + 1e-9) for level, limit in levels):
+def _rounded(
+    u: np.ndarray, aim: np.ndarray, groups: Sequence[np.ndarray], bounds: Bounds, drifts: Sequence[np.ndarray]
+) -> np.ndarray:
+    """u without its smallest changes and to DIGITS decimals, still within every bound; where that costs more than a
+    hundredth of the objective (bounds finer than the digits), to more decimals, with the small changes, or u itself."""
+    for start in (np.where(np.abs(u) >= SMALLEST, u, 0.0), u):
+        for digits in range(DIGITS, DIGITS + 3):
+            tried = _fitted(start, digits, groups, bounds, drifts)
+            if tried is not None and aim @ tried >= 0.99 * (aim @ u):
+                return tried
+    return u
+
+
+def _fitted(
+    u: np.ndarray, digits: int, groups: Sequence[np.ndarray], bounds: Bounds, drifts: Sequence[np.ndarray]
+) -> np.ndarray | None:
+    """u to some decimals, pulled towards 0 as far as the bounds ask; None where the decimals are too few for that."""
+    factor = 1.0
+    for _ in range(4):
+        tried = np.clip(np.round(factor * u, digits), bounds.low - 1, bounds.high - 1)
+        used = [float(np.abs(rows @ tried).mean()) / bounds.side for rows in groups]
+        used += [abs(float(mean @ tried)) / bounds.drift for mean in drifts]
+        worst = max([*used, float(np.abs(tried).sum()) / bounds.total])
+        if worst <= 1 + 1e-9:
             return np.asarray(tried)
-    return u  # bounds finer than the digits
+        factor *= 0.9999 / worst
+    return None
 
 
 def _mean_absolute(rows: np.ndarray, u: np.ndarray) -> tuple[float, np.ndarray]:
