@@ -15,7 +15,7 @@ demo: .venv/installed
 test: lint
 	$(BIN)/python tests/ensure_chromium.py
 	$(BIN)/rewardscope doctor --fetch > /dev/null
-	$(BIN)/pytest -n 2 --dist loadfile -m "not browser"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not browser" --hypothesis-profile=repeatable
 	$(BIN)/pytest -m browser
 
 unit: .venv/tested

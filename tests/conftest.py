@@ -13,9 +13,12 @@ os.environ["COLUMNS"] = "160"  # tables the commands print are as wide in every 
 
 import pytest
 import torch
+from hypothesis import settings
 
 from core.models.resolve import EMBEDDED_MODEL, resolve_model
 
+# `make test` draws the same cases every time; `pytest` by itself goes on looking for new ones.
+settings.register_profile("repeatable", derandomize=True)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
