@@ -47,14 +47,14 @@ from core.impact.inputs import ImpactInputs
 from core.impact.stage import impact_tables
 from core.models.backbone import Backbone, context_length, load_backbone, load_tokenizer, pick_device
 from core.models.classifier import HEAD_FILE, final_states, load_classifier, load_reward_head, save_reward_head
+from core.models.head_file import load_head, save_head
 from core.models.resolve import ResolvedModel, file_sha256, resolve_model, weights_sha256
 from core.progress import Progress
 from core.publish import BuildResult, publish
 from core.rewards.ablation import causal_tables
 from core.rewards.accuracy import pair_outcome
 from core.rewards.decomposition import model_rewards
-from core.rewards.head import L2_GRID, all_comparisons, choose_l2, fit_head
-from core.rewards.head_file import Head, load_head, save_head
+from core.rewards.head import L2_GRID, all_comparisons, choose_l2, fit_head, head_of
 from core.rewards.processes import world
 from core.rewards.train import train_reward_model
 from core.rewards.train_sarm import train_sarm
@@ -313,7 +313,7 @@ class Build:
                 )
             else:
                 fit = fit_head(pooled, comparisons, l2=config.l2, tolerance=config.tolerance)
-            save_head(folder / "head.safetensors", Head.of(fit, config.pooling))
+            save_head(folder / "head.safetensors", head_of(fit, config.pooling))
 
         self._run(stage, compute)
         self.head = load_head(stage.folder / "head.safetensors")

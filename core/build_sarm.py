@@ -10,9 +10,9 @@ import torch
 from core.config import RunConfig, SaeConfig
 from core.errors import ConfigError
 from core.models.backbone import Backbone
+from core.models.head_file import save_head
 from core.models.sarm_file import is_sarm, read_sae_and_head, read_sarm_config
 from core.progress import Progress
-from core.rewards.head_file import save_head
 from core.sae.checkpoint import save_sae
 from core.sae.fit import fit_sae
 from core.sae.topk import TopKSAE

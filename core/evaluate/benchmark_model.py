@@ -12,8 +12,8 @@ import numpy as np
 from core.errors import ConfigError, ModelError
 from core.models.backbone import load_backbone
 from core.models.classifier import Classifier, load_classifier
+from core.models.head_file import load_head
 from core.models.resolve import file_sha256, weights_sha256
-from core.rewards.head_file import load_head
 from core.rewards.score import FeatureScorer, load_model_scorer, load_scorer, run_model
 from core.rewards.steering import Steering, read_steering
 from core.sae.checkpoint import load_sae

@@ -21,10 +21,10 @@ from torch import Tensor
 from core.config import Pooling
 from core.errors import ModelError, disk_full_is_said
 from core.models.backbone import Backbone, load_backbone
+from core.models.head_file import Head
 from core.models.resolve import quiet_transformers
 from core.models.sarm_config import SarmConfig
 from core.models.sarm_rewards import Group, packed_rewards
-from core.rewards.head_file import Head
 from core.sae.checkpoint import KEYS
 from core.sae.topk import TopKSAE
 from core.store.stages import write_json

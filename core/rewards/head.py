@@ -22,7 +22,9 @@ import scipy.sparse as sp
 import scipy.sparse.linalg as sparse_linalg
 from scipy.special import expit
 
+from core.config import Pooling
 from core.errors import DataError, RunError
+from core.models.head_file import Head
 
 L2_GRID = tuple(10.0**power for power in np.arange(-4.0, 2.51, 0.5))
 
@@ -239,3 +241,16 @@ def _standard_deviation(features: sp.csr_matrix | np.ndarray) -> np.ndarray:
     mean = np.asarray(exact.mean(axis=0)).reshape(-1)
     mean_square = np.asarray(exact.multiply(exact).mean(axis=0)).reshape(-1)
     return np.sqrt(np.maximum(mean_square - mean**2, 0.0))
+
+
+def head_of(fit: HeadFit, pooling: Pooling) -> Head:
+    """A fitted head as it is stored: its weights in float32, with the facts of the fit."""
+    facts = {
+        "pooling": pooling,
+        "l2": fit.l2,
+        "loss": fit.loss,
+        "gradient_norm": fit.gradient_norm,
+        "iterations": fit.iterations,
+        "validation": [list(entry) for entry in fit.validation],
+    }
+    return Head(fit.weights.astype(np.float32).astype(np.float64), pooling, facts)

@@ -15,8 +15,8 @@ from core.data.schema import Message, prompt_key
 from core.errors import DataError, RunError
 from core.features.extract import Answer, activations_of
 from core.models.backbone import Backbone, load_backbone
+from core.models.head_file import Head, load_head
 from core.models.resolve import file_sha256, resolve_model, weights_sha256
-from core.rewards.head_file import Head, load_head
 from core.sae.checkpoint import load_sae
 from core.sae.topk import TopKSAE
 from core.store.manifest import Manifest, read_manifest

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import ConfigError, ModelError
-from core.rewards.head_file import Head, load_head, save_head
+from core.models.head_file import Head, load_head, save_head
 from core.store.manifest import Manifest, read_manifest
 from core.store.steerings import Steering, changes_to_json
 

@@ -18,6 +18,7 @@ from dashboard.parts.contributions import token_activations, token_contributions
 from dashboard.parts.own_text_model import Draft
 from dashboard.parts.own_text_ranks import Place
 from dashboard.parts.pair_text import PAIR_SHEETS
+from dashboard.parts.token_colour import colour_by, coloured_by
 from dashboard.parts.token_strip import TokenStrip
 from dashboard.parts.tokens import TOKEN_CSS, scale_legend, token_html
 from dashboard.parts.waterfall import Waterfall
@@ -118,16 +119,10 @@ class OpenAnswer:
 
     @property
     def _coloured_by(self) -> int | None:
-        """The feature the tokens are coloured by; None = by total contribution."""
-        feature = self.state.feature if self.state.tokens == "feature" else None
-        return feature if feature in self.reader.features else None
+        return coloured_by(self.state, self.reader)
 
     def _select(self, feature: int) -> None:
-        """Colours by a feature; choosing it again goes back to the totals."""
-        if self._coloured_by == feature:
-            self.state.tokens = "total"
-        elif feature in self.reader.features:
-            self.state.param.update(feature=feature, tokens="feature")
+        colour_by(self.state, self.reader, feature)
 
     def _mode_chosen(self, event: Any) -> None:
         if event.new == ("total" if self._coloured_by is None else "feature"):

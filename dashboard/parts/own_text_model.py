@@ -22,6 +22,7 @@ from core.store import pair_queries
 from core.store.pair_queries import PairFilter
 from core.store.reader import RunReader
 from dashboard import scoring
+from dashboard.delivery import Delivery
 from dashboard.parts.own_text_ranks import ranking
 from dashboard.parts.own_text_stored import stored_scores
 from dashboard.scoring import Scoring
@@ -80,10 +81,8 @@ class OwnTextModel(param.Parameterized):
         self._example = -1
         self._pair: tuple[str, tuple[Any, ...]] | None = None  # the pair last filled in, and its texts
         self.from_run = False  # `scored` are stored answers of the run
-        self._document = pn.state.curdoc
-        self._early: list[Callable[[], None]] | None = None if self._document is None else []
-        if self._document is not None:
-            pn.state.onload(self._on_load)
+        self._deliver = Delivery()
+        if pn.state.curdoc is not None:
             close = _weakly(self.close)
             pn.state.on_session_destroyed(lambda _: close())
         # A weak hold: the service outlives the session, and must not keep what was typed.
@@ -255,25 +254,6 @@ class OwnTextModel(param.Parameterized):
 
     def _count_status(self) -> None:
         self.status += 1
-
-    def _deliver(self, call: Callable[[], None]) -> None:
-        """Runs `call` in the session's own thread; what the process says comes from another."""
-        if self._document is None:
-            call()
-        else:
-            self._document.add_next_tick_callback(lambda: self._receive(call))
-
-    def _receive(self, call: Callable[[], None]) -> None:
-        """Keeps what comes until the browser has the page (as views/impact.py does)."""
-        if self._early is None:
-            call()
-        else:
-            self._early.append(call)
-
-    def _on_load(self) -> None:
-        early, self._early = self._early, None
-        for call in early or []:
-            call()
 
 
 def _weakly(method: Callable[[], None]) -> Callable[[], None]:

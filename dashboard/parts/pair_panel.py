@@ -25,6 +25,7 @@ from dashboard.parts.contributions import (
 from dashboard.parts.open_pair import OpenPair, open_pair
 from dashboard.parts.pair_text import PAIR_SHEETS
 from dashboard.parts.steer_link import steer_href, steer_html
+from dashboard.parts.token_colour import colour_by, coloured_by
 from dashboard.parts.tokens import TOKEN_CSS, plain_html, scale_legend, spoken, token_html
 from dashboard.parts.waterfall import Waterfall, token_content, waterfall_content
 from dashboard.sensitive import is_sensitive
@@ -241,16 +242,10 @@ class PairPanel:
 
     @property
     def _coloured_by(self) -> int | None:
-        """The feature the tokens are coloured by; None = by total contribution, also while no feature is selected."""
-        feature = self.state.feature if self.state.tokens == "feature" else None
-        return feature if feature in self.reader.features else None
+        return coloured_by(self.state, self.reader)
 
     def _select(self, feature: int) -> None:
-        """Colours by a feature; choosing it again goes back to the totals."""
-        if self._coloured_by == feature:
-            self.state.tokens = "total"
-        elif feature in self.reader.features:
-            self.state.param.update(feature=feature, tokens="feature")
+        colour_by(self.state, self.reader, feature)
 
     def _mode_chosen(self, event: Any) -> None:
         if event.new == ("total" if self._coloured_by is None else "feature"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
-from typing import Any
 
 import panel as pn
 
 from core.errors import RewardscopeError
 from core.store.reader import RunReader
 from dashboard import steering, steering_tasks
+from dashboard.delivery import Delivery
 from dashboard.escape import shorten
 from dashboard.impact_tasks import RunAt
 from dashboard.parts.steering_sliders import SteeringSliders
@@ -28,9 +28,9 @@ class Suggester:
         self._state, self._reader, self._sliders, self._worker = state, reader, sliders, work
         self._run = RunAt(str(reader.folder.resolve()), reader.manifest.database)
         self._owner = f"steering-{next(_names)}"
-        self._document: Any = pn.state.curdoc
+        self._deliver = Delivery()
         sliders.offer_suggestions(self.ask)
-        if self._document is not None:
+        if pn.state.curdoc is not None:
             pn.state.on_session_destroyed(lambda _: work.drop(self._owner))
 
     def ask(self) -> None:
@@ -42,10 +42,7 @@ class Suggester:
 
     def _done(self, outcome: Outcome) -> None:
         """Called by the worker's thread."""
-        if self._document is None:
-            self._show(outcome)
-        else:
-            self._document.add_next_tick_callback(partial(self._show, outcome))
+        self._deliver(partial(self._show, outcome))
 
     def _show(self, outcome: Outcome) -> None:
         self._sliders.panel.busy = False

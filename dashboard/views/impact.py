@@ -16,6 +16,7 @@ from core.store import pair_queries
 from core.store.reader import RunReader
 from core.store.sets import FeatureSet
 from dashboard import sets, worker
+from dashboard.delivery import Delivery
 from dashboard.escape import esc
 from dashboard.impact_tasks import PlanChoice
 from dashboard.parts import impact_words as words
@@ -44,6 +45,7 @@ class ImpactView(pn.viewable.Viewer):
         self._state, self._reader = state, reader
         self._store = sets.review_store()
         self._document = pn.state.curdoc
+        self._deliver = Delivery()
         self._ratio = state.ratio
         self._moves = 0
         self._set: FeatureSet | None = None
@@ -61,12 +63,8 @@ class ImpactView(pn.viewable.Viewer):
         state.param.watch(lambda _: self._draw(), "impact_domain")
         state.param.watch(self._on_pair, "pair")
         state.param.watch(self._on_view, "view")
-        self._early: list[Callable[[], None]] | None = None
         if self._document is not None:
             pn.state.on_session_destroyed(lambda _: self._refits.close())
-            if not pn.state.loaded:
-                self._early = []
-                pn.state.onload(self._on_load)
         self._on_choice()
 
     # ------------------------------------------------------------------ layout
@@ -426,25 +424,6 @@ class ImpactView(pn.viewable.Viewer):
             self._retry.visible = bool(problems)
 
     # ------------------------------------------------------------------- timing
-
-    def _deliver(self, call: Callable[[], None]) -> None:
-        """Runs `call` in the session's own thread; the worker's answers come from another."""
-        if self._document is None:
-            call()
-        else:
-            self._document.add_next_tick_callback(partial(self._receive, call))
-
-    def _receive(self, call: Callable[[], None]) -> None:
-        """Keeps answers until the browser has the page: Panel 1.9.4 loses what changes under `hold` while it is on its way."""
-        if self._early is None:
-            call()
-        else:
-            self._early.append(call)
-
-    def _on_load(self) -> None:
-        early, self._early = self._early, None
-        for call in early or []:
-            call()
 
     def _later(self, call: Callable[[], None]) -> None:
         if self._document is None:

@@ -15,8 +15,8 @@ from core.build import build
 from core.cli import app
 from core.config import load_config
 from core.errors import ConfigError
+from core.models.head_file import load_head
 from core.progress import Silent
-from core.rewards.head_file import load_head
 from core.rewards.score import load_model_scorer, load_scorer, run_model
 from core.rewards.steered_model import write_model
 from core.rewards.steering import SteeredRewards, Steering, read_steering

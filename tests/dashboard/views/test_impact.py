@@ -360,10 +360,10 @@ def test_rejected_answers_are_blurred_until_they_are_asked_for(view: ImpactView,
 
 def test_answers_wait_until_the_browser_has_the_page(view: ImpactView) -> None:
     seen: list[str] = []
-    view._early = []
-    view._receive(lambda: seen.append("early"))
+    view._deliver._early = []
+    view._deliver._receive(lambda: seen.append("early"))
     assert seen == []
-    view._on_load()
+    view._deliver._on_load()
     assert seen == ["early"]
-    view._receive(lambda: seen.append("later"))
+    view._deliver._receive(lambda: seen.append("later"))
     assert seen == ["early", "later"]

@@ -13,7 +13,6 @@ from safetensors.numpy import save
 
 from core.config import Pooling
 from core.errors import ModelError
-from core.rewards.head import HeadFit
 
 
 @dataclass(frozen=True)
@@ -29,18 +28,6 @@ class Head:
     weights: np.ndarray
     pooling: Pooling
     metadata: dict[str, Any]
-
-    @classmethod
-    def of(cls, fit: HeadFit, pooling: Pooling) -> Head:
-        facts = {
-            "pooling": pooling,
-            "l2": fit.l2,
-            "loss": fit.loss,
-            "gradient_norm": fit.gradient_norm,
-            "iterations": fit.iterations,
-            "validation": [list(entry) for entry in fit.validation],
-        }
-        return cls(fit.weights.astype(np.float32).astype(np.float64), pooling, facts)
 
 
 def save_head(path: Path, head: Head) -> None:
