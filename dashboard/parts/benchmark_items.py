@@ -17,7 +17,7 @@ from core.evaluate.score_items import CellItems
 from dashboard.benchmarks import Row
 from dashboard.escape import shorten
 from dashboard.parts.aligned import decimals_for
-from dashboard.parts.feature_table import OrderedTable
+from dashboard.parts.ordered_table import OrderedTable
 from dashboard.parts.pair_text import PAIR_SHEETS, state_html
 from dashboard.theme import sheet
 

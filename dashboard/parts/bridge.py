@@ -19,7 +19,9 @@ class Bridge(JSComponent):
     present = param.Boolean(False, doc="Presentation mode: the page's header and rail are out of sight.")
     unsaved = param.Boolean(False, doc="Leaving the page would lose something; the browser asks before it does.")
 
-    _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    _esm = "".join(
+        Path(__file__).with_name(f"{name}.js").read_text(encoding="utf-8") for name in ("late_rows", "bridge")
+    )
 
     def __init__(self, on_key: Callable[[str], None], **params: Any) -> None:
         super().__init__(**params)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,9 +10,9 @@ import numpy as np
 import panel as pn
 import polars as pl
 from bokeh.models.widgets.tables import NumberFormatter, StringFormatter
-from panel.models.tabulator import THEME_PATH
 
 from core.store.feature_queries import SORT_COLUMNS, FeatureTable
+from dashboard.parts.ordered_table import OrderedTable
 from dashboard.theme import sheet
 
 COLUMNS = (
@@ -82,34 +80,6 @@ FORMATS = {
     ),
     "length_corr": NumberFormatter(format="+0.00", nan_format=MISSING),
 }
-
-
-class OrderedTable(pn.widgets.Tabulator):
-    """A Tabulator that leaves rows as they are: its sort arrows only ask, the state answers with rows in order."""
-
-    def _sort_df(self, df: Any) -> Any:
-        return df
-
-    def _process_param_change(self, params: dict[str, Any]) -> dict[str, Any]:
-        # Linked sheets out, their text in: when the page's theme is applied, links are made anew, and Panel 1.9.4 then
-        # waits for ever for those that load from the cache, so the table would never be fitted to its place.
-        params = super()._process_param_change(params)
-        if "stylesheets" in params:
-            params["stylesheets"] = [
-                tabulator_sheet(),
-                *(sheet for sheet in params["stylesheets"] if isinstance(sheet, str)),
-            ]
-        return params
-
-    def _get_style_data(self, recompute: bool = True) -> dict[str, Any]:
-        return {}  # styled cells would make Tabulator draw everything twice
-
-
-@cache
-def tabulator_sheet() -> str:
-    """Tabulator's own plain theme, from the installed Panel."""
-    folder = Path(pn.__file__).parent / "dist" / "bundled" / "datatabulator" / THEME_PATH
-    return (folder / "tabulator_simple.min.css").read_text(encoding="utf-8")
 
 
 def sign_colours(values: np.ndarray, dark: bool) -> list[str]:

@@ -15,8 +15,8 @@ from core.store import pair_queries
 from core.store.pair_queries import FACETS, PairFilter
 from core.store.reader import RunReader
 from dashboard.parts.aligned import decimals_for
-from dashboard.parts.feature_table import OrderedTable
 from dashboard.parts.margin_filter import MarginFilter
+from dashboard.parts.ordered_table import OrderedTable
 from dashboard.parts.pair_text import PAIR_SHEETS, filter_summary, state_html
 from dashboard.state import AppState, Range
 from dashboard.theme import sheet

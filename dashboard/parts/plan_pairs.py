@@ -14,7 +14,7 @@ from bokeh.models.widgets.tables import StringFormatter
 from core.store.pair_queries import PairFilter, matching_pairs
 from core.store.reader import RunReader
 from dashboard.parts.aligned import decimals_for
-from dashboard.parts.feature_table import OrderedTable
+from dashboard.parts.ordered_table import OrderedTable
 from dashboard.theme import sheet
 
 ROWS_AT_FIRST = 8

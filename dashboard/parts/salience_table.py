@@ -11,7 +11,8 @@ import polars as pl
 from bokeh.models.widgets.tables import NumberFormatter, StringFormatter
 
 from dashboard.parts.aligned import decimals_for
-from dashboard.parts.feature_table import MISSING, ROWS_AT_FIRST, FeatureRows, OrderedTable, sign_colours
+from dashboard.parts.feature_table import MISSING, ROWS_AT_FIRST, FeatureRows, sign_colours
+from dashboard.parts.ordered_table import OrderedTable
 from dashboard.parts.salience_rows import SORTS, Listing, Rows
 from dashboard.theme import sheet
 

@@ -10,7 +10,8 @@ import pandas as pd
 import polars as pl
 from bokeh.models.widgets.tables import NumberFormatter, StringFormatter
 
-from dashboard.parts.feature_table import ROWS_AT_FIRST, FeatureRows, OrderedTable
+from dashboard.parts.feature_table import ROWS_AT_FIRST, FeatureRows
+from dashboard.parts.ordered_table import OrderedTable
 from dashboard.theme import sheet
 
 COLUMNS = ("feature_id", "label", "column", "up", "size_up", "q_up", "down", "size_down", "q_down")

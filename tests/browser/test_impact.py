@@ -126,6 +126,25 @@ def test_the_marker_is_dragged_in_the_drawing(open_page: OpenPage) -> None:
     expect(slider(page)).to_have_value(f"{100 * float(ratio):g}")
 
 
+def test_rows_that_arrive_while_the_table_is_being_built_are_shown(open_page: OpenPage) -> None:
+    page = open_impact(open_page)
+    expect(page.locator(".tabulator-row")).to_have_count(2)
+    built = page.evaluate(
+        """async () => {
+        const table = [...Bokeh.documents[0]._all_models.values()].find((m) => m.type.endsWith("DataTabulator"))
+        const view = Bokeh.index.find_one(table), rows = {...table.source.data}
+        const none = Object.fromEntries(Object.entries(rows).map(([name, cells]) => [name, Array.from(cells).slice(0, 0)]))
+        table.source.setv({data: none}, {sync: false})
+        await new Promise((resolve) => setTimeout(resolve, 200))
+        view.invalidate_render()
+        table.source.setv({data: rows}, {sync: false})
+        return view.tabulator.initialized }"""
+    )
+    assert built is False
+    expect(page.locator(".tabulator-row")).to_have_count(2)
+    expect(page.locator(SELECTED_ROW)).to_have_count(1)
+
+
 def test_a_domain_is_drawn_large_and_margins_too(open_page: OpenPage) -> None:
     page = open_impact(open_page)
     page.locator(".domain", has_text="privacy").click()
