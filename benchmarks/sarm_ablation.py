@@ -15,10 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 
 from benchmarks.markers import put_between
-from benchmarks.pku_helpful import join_files
+from core.rewards.accuracy import cluster_bootstrap
+from core.rewards.train_sarm import HELD_OUT
 
 
 def rewardscope(*arguments: str | Path, folder: Path) -> Any:
@@ -38,8 +40,6 @@ def run_arms(config: dict[str, Any], data: Path, out: Path) -> dict[str, dict[st
         figures of `evaluate`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    if not (pairs := out / config["run"]["pairs"]["source"]).is_file():
-        join_files(data, pairs)
     saes = {**config["saes"], "texts": [str(data / text) for text in config["saes"]["texts"]]}
     write_yaml(out / "saes.yaml", saes)
     table = {row["name"]: row for row in rewardscope("pretrain", "saes.yaml", folder=out)["entries"]}
@@ -57,7 +57,7 @@ def _arm(
 ) -> dict[str, Any]:
     run = json.loads(json.dumps(config["run"]))
     run["name"] = name
-    run["pairs"]["source"] = str((out / run["pairs"]["source"]).resolve())
+    run["pairs"]["source"] = str(data / run["pairs"]["source"])
     run["reward_model"]["sarm"] |= changes
     if sae is not None:
         run["sae"] = {"checkpoint": str((out / sae["file"]).resolve()), "latents": sae["latents"], "k": sae["k"]}
@@ -66,8 +66,10 @@ def _arm(
     figures = {}
     for benchmark, items in config["benchmarks"].items():
         some = ["--limit", str(items["limit"])] if items.get("limit") else []
-        model = ["--model", f"models/{name}", "--data", data / items["data"], "--runs", "."]
-        figures[benchmark] = rewardscope("evaluate", benchmark, *model, *some, folder=out)
+        model = ["--model", f"models/{name}", "--dtype", run["model"]["dtype"], "--runs", "."]
+        figures[benchmark] = rewardscope(
+            "evaluate", benchmark, *model, "--data", data / items["data"], *some, folder=out
+        )
     return {"sae": sae, "training": training, **figures}
 
 
@@ -75,30 +77,42 @@ def write_yaml(path: Path, value: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
 
 
-def markdown(results: dict[str, dict[str, Any]]) -> list[str]:
-    """The table of docs/sarm.md."""
-    sections: list[str] = []
-    for result in results.values():
-        for row in _sections(result):
-            if row["name"] not in sections:
-                sections.append(row["name"])
+def against(arm: pl.DataFrame, plain: pl.DataFrame) -> dict[str, Any]:
+    """How much more accurate an arm is than the plain head on the same held-out pairs, with a 95 % interval over prompts."""
+    both = arm.join(plain, on=["pair_id", "prompt_id"], suffix="_plain", validate="1:1")
+    if not both.height == arm.height == plain.height:
+        raise SystemExit("The arms were measured on different pairs; remove what is under --out and run them again.")
+    change = (both["margin"] > 0).cast(pl.Int8) - (both["margin_plain"] > 0).cast(pl.Int8)
+    found = cluster_bootstrap(change.to_numpy(), both["prompt_id"].to_numpy(), draws=10_000, seed=0)
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def markdown(results: dict[str, dict[str, Any]], margins: dict[str, pl.DataFrame]) -> list[str]:
+    """The tables of docs/sarm.md; the first arm is the plain head."""
+    plain, *_ = results
+    sections = list(dict.fromkeys(row["name"] for result in results.values() for row in _sections(result)))
     lines = [
-        f"| head reads | unexplained | held-out pairs | {' | '.join(sections)} |",
-        "|---" * (3 + len(sections)) + "|",
+        "| head reads | SAE: unexplained | held-out pairs | against the plain head |",
+        "|---|---|---|---|",
     ]
     for name, result in results.items():
         held = result["training"]["held_out"]
-        own = {row["name"]: row for row in _sections(result)}
         lost = f"{result['sae']['fvu_normalised']:.3f}" if result["sae"] else "-"
-        cells = [_cell(own[section], own[section]["n"]) for section in sections]
-        lines.append(
-            f"| {name} | {lost} | {_cell({**held, 'value': held['accuracy']}, held['n'])} | {' | '.join(cells)} |"
-        )
-    facts = next(iter(results.values()))["training"]
+        beside = "-" if name == plain else _cell(against(margins[name], margins[plain]), "+.3f")
+        lines.append(f"| {name} | {lost} | {_cell({**held, 'value': held['accuracy']})} | {beside} |")
+    held, facts = results[plain]["training"]["held_out"], results[plain]["training"]
     lines += [
         "",
+        f"Accuracy with 95 % intervals over prompts, n = {held['n']:,} held-out pairs of {held['n_prompts']:,} prompts; "
         f"{facts['n_pairs']:,} training pairs, {facts['steps']} steps, seed {facts['seed']}, on {facts['device']}.",
+        "",
+        f"| head reads | {' | '.join(sections)} |",
+        "|---" * (1 + len(sections)) + "|",
     ]
+    for name, result in results.items():
+        own = {row["name"]: row for row in _sections(result)}
+        cells = [f"{_cell(own[section])} n={own[section]['n']:,}" for section in sections]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
@@ -106,8 +120,8 @@ def _sections(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in result["rewardbench"]["figures"] if row["kind"] == "section" and row["value"] is not None]
 
 
-def _cell(row: dict[str, Any], n: int) -> str:
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] n={n:,}"
+def _cell(row: dict[str, Any], form: str = ".3f") -> str:
+    return f"{row['value']:{form}} [{row['low']:{form}}, {row['high']:{form}}]"
 
 
 def main() -> None:
@@ -118,7 +132,9 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="a Markdown file whose part between the markers is replaced")
     arguments = parser.parse_args()
     config = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
-    lines = markdown(run_arms(config, arguments.data.resolve(), arguments.out))
+    results = run_arms(config, arguments.data.resolve(), arguments.out)
+    margins = {name: pl.read_parquet(arguments.out / "models" / name / HELD_OUT) for name in results}
+    lines = markdown(results, margins)
     print("\n".join(lines))
     if arguments.write:
         put_between(arguments.write, "sarm-ablation", lines)

@@ -30,6 +30,8 @@ from core.store.stages import write_json
 
 DRAWS = 1000
 """Of the interval of the held-out accuracy."""
+HELD_OUT = "held_out.parquet"
+"""In the model's folder: what it says of every pair of split 'test'."""
 
 
 def train_sarm(
@@ -69,7 +71,8 @@ def train_sarm(
 
     Returns:
         Facts: those of `fit_bradley_terry`, and base, base_sha256, layer, pooling, max_length, held_out (accuracy, 95 %
-        interval over prompts, n; None where there are no test pairs), versions. They are in `rewardscope.json` too.
+        interval over prompts, n; None where there are no test pairs), versions. They are in `rewardscope.json` too, and the
+        margin of every test pair is in `held_out.parquet`.
 
     Raises:
         ConfigError: `config.layers` is not the SAE's layer.
@@ -128,9 +131,11 @@ def train_sarm(
     if not is_main():
         return facts
     save_sarm(out, model, tokenizer, dtype=dtype, facts=facts)
-    facts["held_out"] = held_out_accuracy(
+    held_out = held_out_margins(
         out, pairs, progress, max_length=max_length, dtype=dtype, device=str(where), tokens_per_batch=tokens_per_batch
     )
+    facts["held_out"] = None if held_out.is_empty() else held_out_accuracy(held_out)
+    held_out.write_parquet(out / HELD_OUT)
     write_json(out / FACTS, facts)
     shutil.rmtree(work, ignore_errors=True)
     return facts
@@ -153,7 +158,7 @@ def held_back_prompts(train: pl.DataFrame, config: SarmTrainingConfig) -> tuple[
     return train.filter(~held), train.filter(held)
 
 
-def held_out_accuracy(
+def held_out_margins(
     folder: Path,
     pairs: PreferencePairs,
     progress: Progress,
@@ -162,11 +167,15 @@ def held_out_accuracy(
     dtype: str,
     device: str,
     tokens_per_batch: int = 2048,
-) -> dict[str, Any] | None:
-    """Accuracy of a SARM folder on the pairs of split 'test', with a 95 % interval over prompts; None without such pairs."""
-    test = pairs.pairs.filter(pl.col("split") == "test")
+) -> pl.DataFrame:
+    """What a SARM folder says of the pairs of split 'test'.
+
+    Returns:
+        pair_id, prompt_id, margin (Float64: lowest chosen minus highest rejected reward), in order of pair_index.
+    """
+    test = pairs.pairs.filter(pl.col("split") == "test").sort("pair_index")
     if test.is_empty():
-        return None
+        return test.select("pair_id", "prompt_id", margin=pl.lit(0.0))
     loaded = load_sarm(folder, dtype=dtype, device=device)
     answers = _answers(loaded.backbone.tokenizer, test, pairs.responses, max_length)
     groups: dict[int, list[int]] = {}
@@ -177,8 +186,13 @@ def held_out_accuracy(
             ([(answers.ids[i], answers.start[i]) for i in group] for group in groups.values()), tokens_per_batch
         )
         task.advance(test.height)
-    correct, _ = pair_outcome(rewards, answers.pair, answers.chosen)
-    prompts = test.sort("pair_index")["prompt_id"].to_numpy()
+    _, margin = pair_outcome(rewards, answers.pair, answers.chosen)
+    return test.select("pair_id", "prompt_id", margin=pl.Series(margin))
+
+
+def held_out_accuracy(margins: pl.DataFrame) -> dict[str, Any]:
+    """Accuracy of what `held_out_margins` found, with a 95 % interval over prompts: accuracy, low, high, n, n_prompts."""
+    correct, prompts = (margins["margin"] > 0).to_numpy(), margins["prompt_id"].to_numpy()
     found = cluster_bootstrap(correct, prompts, draws=DRAWS, seed=0)
     return {
         "accuracy": found.value,

@@ -170,12 +170,12 @@ def test_a_mode_trains_what_it_says_and_keeps_its_best_step(
     assert facts["n_pairs"] == rest.height
     assert not set(rest["prompt_id"]) & set(held["prompt_id"])
     as_test = PreferencePairs(held.with_columns(pl.lit("test").alias("split")), pairs.responses, (), {})
-    again = module.held_out_accuracy(
-        tmp_path / "model", as_test, Silent(), max_length=64, dtype="float32", device="cpu"
-    )
-    assert again is not None
-    assert again["accuracy"] == pytest.approx(best)
-    assert facts["held_out"]["n"] == int((pairs.pairs["split"] == "test").sum())
+    again = module.held_out_margins(tmp_path / "model", as_test, Silent(), max_length=64, dtype="float32", device="cpu")
+    assert module.held_out_accuracy(again)["accuracy"] == pytest.approx(best)
+    stored = pl.read_parquet(tmp_path / "model" / "held_out.parquet")
+    assert stored["pair_id"].to_list() == pairs.pairs.filter(pl.col("split") == "test")["pair_id"].to_list()
+    assert facts["held_out"]["n"] == stored.height
+    assert facts["held_out"]["accuracy"] == pytest.approx((stored["margin"] > 0).mean())
 
 
 def test_training_teaches_the_training_pairs(base: Path, sae: TopKSAE, pairs: PreferencePairs, tmp_path: Path) -> None:
@@ -184,12 +184,11 @@ def test_training_teaches_the_training_pairs(base: Path, sae: TopKSAE, pairs: Pr
     assert "best_step" not in facts  # nothing is held back: the last step is kept
     assert facts["loss_last"] < 0.4 < facts["loss_first"] == pytest.approx(np.log(2), abs=1e-3)
     train = pairs.pairs.filter(pl.col("split") == "train").with_columns(pl.lit("test").alias("split"))
-    seen = module.held_out_accuracy(
+    seen = module.held_out_margins(
         tmp_path / "model", PreferencePairs(train, pairs.responses, (), {}), Silent(), max_length=64,
         dtype="float32", device="cpu",
     )  # fmt: skip
-    assert seen is not None
-    assert seen["accuracy"] > 0.8
+    assert (seen["margin"] > 0).mean() > 0.8
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(
