@@ -41,7 +41,7 @@ export function render({ model }) {
 
   // ---------------------------------------------------------------- telling the server: one move in flight, the newest next
 
-  let sent = model.answered, waiting = false, pending = null, resting = null, lost = null
+  let sent = model.answered, waiting = false, pending = null, resting = null, lost = null, rested = model.settled
   const rows = new Map() // feature -> what is drawn of it
 
   const send = () => {
@@ -56,7 +56,7 @@ export function render({ model }) {
   const rest = () => {
     if (waiting || pending) { resting = setTimeout(rest, 20); return }
     resting = null
-    model.send_msg({ rest: true })
+    model.send_msg({ rest: true, n: ++rested })
   }
   const move = (feature, value, at_once = false) => {
     pending = { ...pending, [feature]: tidy(value) }
@@ -72,6 +72,28 @@ export function render({ model }) {
     waiting = false
     send()
   })
+
+  // A link that is clicked before the address has followed a move waits until it has, so that the move goes with it.
+  let followed = null
+  const follow = () => {
+    const link = followed
+    followed = null
+    rested = model.settled // also where the answer never came
+    link?.click()
+  }
+  const hold_link = (event) => {
+    if (!root.isConnected) { document.removeEventListener("click", hold_link, true); return }
+    if (resting === null && rested === model.settled) return
+    const link = event.composedPath().find((node) => node.tagName === "A")
+    if (!link?.getAttribute("href")?.startsWith("?") || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return
+    event.preventDefault()
+    event.stopImmediatePropagation()
+    if (resting !== null) { clearTimeout(resting); rest() }
+    if (followed === null) setTimeout(follow, PATIENCE)
+    followed = link
+  }
+  document.addEventListener("click", hold_link, true)
+  model.on("settled", () => { if (resting === null && rested === model.settled) follow() })
 
   // ------------------------------------------------------------------------------------------------------------------ rows
 

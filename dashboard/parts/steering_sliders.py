@@ -32,6 +32,7 @@ class SliderPanel(JSComponent):
     )
     values = param.Dict({}, doc="{feature as text: multiplier}")
     answered = param.Integer(0, doc="Number of the last move whose effect was sent; only then the next one comes.")
+    settled = param.Integer(0, doc="Number of the last rest after which the link says what the sliders say.")
     results = param.List([], item_type=dict, doc="What the search found: feature (None = a sentence), label, hint.")
     offers = param.List([], item_type=dict, doc="Features to start with, as in `results`.")
     offers_title = param.String("")
@@ -150,6 +151,8 @@ class SteeringSliders:
         state, live = self.state, self.state.live_steering
         if message.get("rest"):
             state.steering = dict(live)
+            if isinstance(message.get("n"), int):
+                self.panel.settled = message["n"]
         elif isinstance(message.get("query"), str):
             self._search(message["query"][:200])
         elif isinstance(message.get("add"), list):

@@ -152,6 +152,22 @@ def test_moves_never_queue_the_newest_wins(open_page: OpenPage, reader: RunReade
     assert_shows(page, reader)
 
 
+def test_a_link_clicked_in_the_middle_of_a_move_takes_it_along(open_page: OpenPage) -> None:
+    page = open_steering(open_page)
+    add_salient(page)
+    settled(page)
+    feature = next(iter(steered(page)))
+    slider(page).evaluate(
+        """(node, href) => { node.value = "2.5"; node.dispatchEvent(new Event('input', { bubbles: true }))
+        node.getRootNode().querySelector(`a[href*='f=${href}']`).click() }""",
+        str(feature),
+    )
+    wait_for_query(page, view="features", f=str(feature))
+    assert steered(page)[feature] == 2.5
+    page.get_by_role("link", name="Steering").first.click()
+    expect(box_of(page)).to_have_value("2.5")
+
+
 def test_keys_numbers_reset_and_remove(open_page: OpenPage, reader: RunReader) -> None:
     page = open_steering(open_page)
     add_salient(page)
