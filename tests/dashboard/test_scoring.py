@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from core.build import build
 from core.config import load_config
@@ -21,6 +22,7 @@ from core.paths import ROOT
 from core.progress import Silent
 from core.rewards.decomposition import SUM_TOLERANCE
 from core.rewards.score import load_scorer
+from core.store.reader import RunReader
 from dashboard.scoring import STEPS, ModelState, Scoring
 from dashboard.scoring_process import Scored
 from dashboard.worker import STOPPED, Outcome
@@ -95,6 +97,33 @@ def test_the_model_is_read_step_by_step_and_scores_as_the_command_line_does(shar
     assert known is not None
     assert known.seconds == held.seconds  # what reading it took is still known
     assert shared.process_id != os.getpid()
+
+
+@pytest.mark.parametrize(
+    "reward_model",
+    [
+        {"kind": "sarm", "sarm": {"mode": "frozen_sae", "scope": "lora", "epochs": 1, "batch": 8}},
+        {"kind": "classifier", "train": {"epochs": 1}},
+    ],
+    ids=lambda one: str(one["kind"]),
+)
+def test_a_run_of_another_kind_of_model_gives_its_stored_rewards(
+    shared: Scoring, tmp_path: Path, reward_model: dict[str, Any]
+) -> None:
+    path = write_config(tmp_path)
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump({**raw, "reward_model": reward_model}), encoding="utf-8")
+    folder = build(load_config(path), Silent()).folder
+    with RunReader.open(folder) as reader:
+        stored = reader.table("response").head(2)
+        prompt = reader.table("pair")["prompt"][0]
+    told: Queue[Outcome] = Queue()
+    messages = [{"role": "user", "content": prompt}]
+    shared.score("a", str(folder), messages, stored["text"].to_list(), begun=lambda: None, done=told.put)
+    value = told.get(timeout=120).value
+    assert isinstance(value, Scored)
+    assert [one.reward for one in value.answers] == pytest.approx(stored["reward"].to_list(), abs=1e-4)
+    assert np.ptp(stored["reward"].to_numpy()) > 1e-3
 
 
 def test_what_does_not_fit_is_counted(shared: Scoring, run: str) -> None:
