@@ -17,7 +17,7 @@ from core.evaluate.score_items import CellItems
 from dashboard.benchmarks import Row
 from dashboard.escape import shorten
 from dashboard.parts.aligned import decimals_for
-from dashboard.parts.ordered_table import OrderedTable
+from dashboard.parts.ordered_table import ListedItems, OrderedTable
 from dashboard.parts.pair_text import PAIR_SHEETS, state_html
 from dashboard.theme import sheet
 
@@ -61,14 +61,15 @@ NO_ROWS = pd.DataFrame({"mark": [], "margin": [], "prompt": [], "subset": []}).a
 
 
 class BenchmarkItems:
-    """Filter, count and table. Built once; `show` replaces what it lists."""
+    """Filter, count and table. Built once; `show` replaces what it lists.
+
+    Attributes:
+        listed: which item stands where.
+    """
 
     def __init__(self, on_open: Callable[[str], None]) -> None:
-        self._on_open = on_open
         self._row: Row | None = None
         self._cell: CellItems | None = None
-        self._found = pl.DataFrame({"item_id": []}, schema={"item_id": pl.String})
-        self._places: dict[str, int] = {}
         self._current: str | None = None
         self._verdict = pmui.RadioButtonGroup(
             label="", options=VERDICTS, size="small", sizing_mode="stretch_width", margin=4
@@ -100,25 +101,13 @@ class BenchmarkItems:
             sizing_mode="stretch_width",
             margin=(4, 0, 0, 0),
         )
-        self._table.on_click(self._clicked)
+        self.listed = ListedItems(self._table, on_open)
         self._verdict.param.watch(lambda _: self._list(), "value")
         self._order.param.watch(lambda _: self._list(), "value")
 
     def layout(self) -> list[Any]:
         """What to put one below the other."""
         return [self._verdict, self._order, self._summary, self._empty, self._table]
-
-    @property
-    def count(self) -> int:
-        return len(self._places)
-
-    def place(self, item: str | None) -> int | None:
-        """0-based place of an item in the list; None when it is not listed."""
-        return None if item is None else self._places.get(item)
-
-    def at(self, place: int) -> str | None:
-        """The item at a place of the list."""
-        return str(self._found["item_id"][place]) if 0 <= place < self.count else None
 
     def show(self, row: Row, cell: CellItems) -> None:
         """Lists the items of a cell."""
@@ -128,42 +117,31 @@ class BenchmarkItems:
     def mark(self, item: str | None) -> None:
         """Selects the open item's row."""
         self._current = item
-        place = self.place(item)
-        if place is not None:
-            self._table.page = place // PAGE_SIZE + 1
-        self._table.selection = [] if place is None else [place]
+        self.listed.mark(item)
 
     def _list(self) -> None:
         if self._row is None or self._cell is None:
             return
-        self._found = listed(self._row.opened.items, self._cell, self._verdict.value, self._order.value)
-        self._places = {item: place for place, item in enumerate(self._found["item_id"])}
+        found = listed(self._row.opened.items, self._cell, self._verdict.value, self._order.value)
         result = self._cell.result
         partly = int(((result > 0) & (result < 1)).sum())
-        parts = [f"<b>{self.count:,}</b> of {len(result):,} items", f"{int((result >= 1).sum()):,} right"]
+        parts = [f"<b>{found.height:,}</b> of {len(result):,} items", f"{int((result >= 1).sum()):,} right"]
         parts += [f"{partly:,} partly"] if partly else []
         decimals = decimals_for(np.asarray(self._cell.margin).tolist(), digits=4)
         form = "+0" + ("." + "0" * decimals if decimals else "")
         finer = "group" if self._row.result.benchmark == "rm-bench" else "subset"
         with pn.io.hold():
             self._summary.object = f'<div class="rs-small">{", ".join(parts)}</div>'
-            self._empty.visible, self._table.visible = self.count == 0, self.count > 0
+            self._empty.visible, self._table.visible = found.is_empty(), not found.is_empty()
             self._empty.object = state_html("No item of this cell is so; choose another filter.")
             value = pd.DataFrame(
                 {
-                    "mark": [mark_of(one) for one in self._found["result"]],
-                    "margin": self._found["margin"].to_numpy(),
-                    "prompt": [last_words(one) for one in self._found["messages"]],
-                    "subset": [
-                        group or subset for subset, group in zip(self._found["subset"], self._found[finer], strict=True)
-                    ],
+                    "mark": [mark_of(one) for one in found["result"]],
+                    "margin": found["margin"].to_numpy(),
+                    "prompt": [last_words(one) for one in found["messages"]],
+                    "subset": [group or subset for subset, group in zip(found["subset"], found[finer], strict=True)],
                 }
             )
             self._table.formatters = {"margin": NumberFormatter(format=form, nan_format="n/a")}
-            self._table.param.update(value=value, selection=[], page=1)
-            self.mark(self._current)
-
-    def _clicked(self, event: Any) -> None:
-        item = self.at(int(event.row))
-        if item is not None:
-            self._on_open(item)
+            self.listed.show(found["item_id"].to_list(), value)
+            self.listed.mark(self._current)

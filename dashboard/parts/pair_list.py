@@ -16,7 +16,7 @@ from core.store.pair_queries import FACETS, PairFilter
 from core.store.reader import RunReader
 from dashboard.parts.aligned import decimals_for
 from dashboard.parts.margin_filter import MarginFilter
-from dashboard.parts.ordered_table import OrderedTable
+from dashboard.parts.ordered_table import ListedItems, OrderedTable
 from dashboard.parts.pair_text import PAIR_SHEETS, filter_summary, state_html
 from dashboard.state import AppState, Range
 from dashboard.theme import sheet
@@ -84,7 +84,11 @@ class FacetMenu:
 
 
 class PairList:
-    """Filters and table over one AppState. Widgets are built once; what they show is replaced in place."""
+    """Filters and table over one AppState. Widgets are built once; what they show is replaced in place.
+
+    Attributes:
+        listed: which pair stands where.
+    """
 
     def __init__(self, state: AppState, reader: RunReader) -> None:
         self.state, self.reader = state, reader
@@ -92,8 +96,6 @@ class PairList:
             counts = pair_queries.facet_counts(cursor)
             margins = as_floats(pair_queries.margins(cursor, PairFilter())["margin"])
         self._total = len(margins)
-        self._found = pl.DataFrame()
-        self._places: dict[str, int] = {}
 
         self._search = pmui.TextInput(
             label="Search prompts and answers",
@@ -142,7 +144,7 @@ class PairList:
             sizing_mode="stretch_width",
             margin=(4, 0, 0, 0),
         )
-        self._table.on_click(self._clicked)
+        self.listed = ListedItems(self._table, lambda pair: setattr(state, "pair", pair))
         self._search.param.watch(lambda event: setattr(state, "pair_search", event.new or ""), "value_input")
         self._verdict.param.watch(lambda event: setattr(state, "verdict", event.new), "value")
         self._order.param.watch(lambda event: setattr(state, "pair_sort", event.new), "value")
@@ -151,25 +153,11 @@ class PairList:
         self._refresh()
         pn.state.onload(self._mark_when_drawn)
 
-    @property
-    def count(self) -> int:
-        """Pairs the filter matches."""
-        return len(self._places)
-
-    def place(self, pair_id: str | None) -> int | None:
-        """0-based place of a pair in the list, None when the filter leaves it out."""
-        return None if pair_id is None else self._places.get(pair_id)
-
-    def at(self, place: int) -> str | None:
-        """The pair at a place of the list."""
-        return str(self._found["pair_id"][place]) if 0 <= place < self.count else None
-
     def step(self, by: int) -> None:
         """Opens the next or previous pair of the list; from a pair outside it, the first."""
-        here = self.place(self.state.pair)
-        target = self.at(0 if here is None else here + by)
-        if target is not None:
-            self.state.pair = target
+        pair = self.listed.beside(self.state.pair, by)
+        if pair is not None:
+            self.state.pair = pair
 
     def layout(self) -> list[Any]:
         """What to put one below the other."""
@@ -189,28 +177,27 @@ class PairList:
     def _refresh(self, *_: Any) -> None:
         wanted = filter_of(self.state)
         with self.reader.cursor() as cursor:
-            self._found = pair_queries.matching_pairs(cursor, wanted, self.state.pair_sort)
+            found = pair_queries.matching_pairs(cursor, wanted, self.state.pair_sort)
             limited = wanted.margin != (None, None)
-            margins = pair_queries.margins(cursor, wanted.any_margin)["margin"] if limited else self._found["margin"]
-        self._places = {pair: place for place, pair in enumerate(self._found["pair_id"])}
-        computed = self._found["margin"].drop_nulls()
+            margins = pair_queries.margins(cursor, wanted.any_margin)["margin"] if limited else found["margin"]
+        computed = found["margin"].drop_nulls()
         with pn.io.hold():
             self._show_filters()
             self._margin.update(as_floats(margins), self.state.margin)
             self._summary.object = filter_summary(
-                n=self.count,
+                n=found.height,
                 total=self._total,
-                prompts=self._found["prompt_id"].n_unique(),
+                prompts=found["prompt_id"].n_unique(),
                 right=int((computed > 0).sum()) if self.state.verdict == "any" else None,
                 computed=len(computed),
             )
-            self._empty.visible, self._table.visible = self.count == 0, self.count > 0
-            if self.count == 0:
+            self._empty.visible, self._table.visible = found.is_empty(), not found.is_empty()
+            if found.is_empty():
                 nothing = (
                     "No pair matches these filters; clear one of them." if self._total else "This run has no pairs."
                 )
                 self._empty.object = state_html(nothing)
-            self._table.param.update(value=list_rows(self._found), selection=[], page=1)
+            self.listed.show(found["pair_id"].to_list(), list_rows(found))
             self._mark()
 
     def _show_filters(self) -> None:
@@ -225,16 +212,8 @@ class PairList:
     def _keep_range(self, bounds: Range) -> None:
         self.state.margin = bounds
 
-    def _clicked(self, event: Any) -> None:
-        pair = self.at(int(event.row))
-        if pair is not None:
-            self.state.pair = pair
-
     def _mark(self, *_: Any) -> None:
-        place = self.place(self.state.pair)
-        if place is not None:
-            self._table.page = place // PAGE_SIZE + 1
-        self._table.selection = [] if place is None else [place]
+        self.listed.mark(self.state.pair)
 
     def _mark_when_drawn(self) -> None:
         """Marks the row again after loading: Tabulator drops a selection it gets before its first page is drawn."""

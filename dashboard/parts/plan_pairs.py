@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import panel as pn
 import polars as pl
 from bokeh.models.widgets.tables import StringFormatter
 
 from core.store.pair_queries import PairFilter, matching_pairs
 from core.store.reader import RunReader
 from dashboard.parts.aligned import decimals_for
-from dashboard.parts.ordered_table import OrderedTable
+from dashboard.parts.ordered_table import ListedItems, OrderedTable
 from dashboard.theme import sheet
 
 ROWS_AT_FIRST = 8
@@ -60,12 +58,11 @@ class PlanPairs:
     """The table over one ranking; `on_pick(pair_id)` for a click on a row.
 
     Attributes:
-        ids: pair_id of the pairs on the list, in order.
+        listed: which pair stands where.
     """
 
     def __init__(self, reader: RunReader, on_pick: Callable[[str], None]) -> None:
         self._pairs = pair_places(reader)
-        self._on_pick = on_pick
         self._all = ranked_rows(self._pairs, np.empty(0, np.int64), np.empty(0))
         self._places: dict[str, int] = {}
         self._n = 0
@@ -91,12 +88,7 @@ class PlanPairs:
             margin=0,
             stylesheets=[sheet("table"), ":host .tabulator { min-width: 0; }"],
         )
-        self.widget.on_click(self._clicked)
-
-    @property
-    def count(self) -> int:
-        """Pairs on the list."""
-        return self._n
+        self.listed = ListedItems(self.widget, on_pick)
 
     @property
     def ranked(self) -> int:
@@ -107,10 +99,6 @@ class PlanPairs:
         """1-based place of a pair in the whole order, None when it has none."""
         place = self._places.get(pair_id) if pair_id is not None else None
         return None if place is None else place + 1
-
-    def at(self, place: int) -> str | None:
-        """The pair at a place of the list (0-based)."""
-        return str(self._all["pair_id"].iloc[place]) if 0 <= place < self._n else None
 
     def by_domain(self, n: int) -> list[tuple[str, int]]:
         """How many of the first `n` pairs each domain has, most first."""
@@ -129,34 +117,6 @@ class PlanPairs:
         n = min(n, len(self._all))
         if n != self._n:
             self._n = n
-            pages = max(1, -(-n // self._page_size))
-            with pn.io.hold():
-                self.widget.param.page.bounds = (1, pages)
-                self.widget.param.update(
-                    value=self._all.head(n).drop(columns="pair_id"), selection=[], page=min(self.widget.page, pages)
-                )
-        self.mark(pair_id)
-
-    def mark(self, pair_id: str | None) -> None:
-        """Marks a pair's row and turns to its page; nothing is marked when it is not on the list."""
-        rank = self.rank(pair_id)
-        if rank is None or rank > self._n:
-            self.widget.selection = []
-            return
-        self.widget.page = (rank - 1) // self._page_size + 1
-        self.widget.selection = [rank - 1]
-
-    def step(self, pair_id: str | None, by: int) -> str | None:
-        """The next or previous pair of the list; the first one from a pair outside it."""
-        rank = self.rank(pair_id)
-        inside = rank is not None and rank <= self._n
-        return self.at(min(max(rank - 1 + by, 0), self._n - 1) if inside and rank is not None else 0)
-
-    @property
-    def _page_size(self) -> int:
-        return int(self.widget.page_size or self.widget.initial_page_size)
-
-    def _clicked(self, event: Any) -> None:
-        pair = self.at(int(event.row))
-        if pair is not None:
-            self._on_pick(pair)
+            cut = self._all.head(n)
+            self.listed.show(cut["pair_id"].to_list(), cut.drop(columns="pair_id"), page=self.widget.page)
+        self.listed.mark(pair_id)

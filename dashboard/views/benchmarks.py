@@ -63,8 +63,7 @@ class BenchmarksView:
         """Opens the next (1) or previous (-1) item of the open cell."""
         if self._row is None:
             return
-        here = self._items.place(self.state.benchmark_item)
-        target = self._items.at(0 if here is None else here + by)
+        target = self._items.listed.beside(self.state.benchmark_item, by)
         if target is not None:
             self.state.benchmark_item = target
 
@@ -176,8 +175,8 @@ class BenchmarksView:
             what = f"{TITLES[row.result.benchmark]}, {name}"
             note = f" ({esc(row.note)})" if row.note else ""
             self._heading.object = f'<div class="line"><b>Items behind {esc(what)}</b><span class="rs-muted">of {esc(row.title)}{note}</span></div>'
-            if self._items.place(self.state.benchmark_item) is None:
-                self.state.benchmark_item = self._items.at(0)
+            if self._items.listed.place(self.state.benchmark_item) is None:
+                self.state.benchmark_item = self._items.listed.at(0)
             self._open_chosen()
 
     def _open_chosen(self, *_: Any) -> None:
@@ -189,7 +188,7 @@ class BenchmarksView:
         found = [at for at, index in enumerate(cell.index) if items["item_id"][int(index)] == self.state.benchmark_item]
         with pn.io.hold():
             self._items.mark(self.state.benchmark_item)
-            place, count = self._items.place(self.state.benchmark_item), self._items.count
+            place, count = self._items.listed.place(self.state.benchmark_item), self._items.listed.count
             self._back.disabled = place is None or place == 0
             self._next.disabled = count == 0 or place == count - 1
             where = "not among the items listed" if place is None else f"{place + 1:,} of {count:,} listed"

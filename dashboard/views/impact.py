@@ -137,7 +137,7 @@ class ImpactView(pn.viewable.Viewer):
 
     def step(self, by: int) -> None:
         """Opens the next (1) or previous (-1) pair of those the plan changes."""
-        pair = self._pairs.step(self._state.pair, by)
+        pair = self._pairs.listed.beside(self._state.pair, by)
         if pair is not None:
             self._state.pair = pair
 
@@ -268,8 +268,8 @@ class ImpactView(pn.viewable.Viewer):
         with pn.io.hold():
             self._pairs.cut(n, state.pair)
             self._count.object = self._count_html(n)
-            if state.pair is None and state.view == "impact" and self._pairs.at(0):
-                state.pair = self._pairs.at(0)  # a first look shows a pair, not an instruction
+            if state.pair is None and state.view == "impact" and self._pairs.listed.at(0):
+                state.pair = self._pairs.listed.at(0)  # a first look shows a pair, not an instruction
             self._explain()
 
     @property
@@ -308,7 +308,7 @@ class ImpactView(pn.viewable.Viewer):
         if self._state.view != "impact" or self._unusable():
             return
         self._detail.open(self._state.pair)
-        self._pairs.mark(self._state.pair)
+        self._pairs.listed.mark(self._state.pair)
         self._explain()
 
     def _explain(self) -> None:

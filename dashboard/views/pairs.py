@@ -42,10 +42,10 @@ class PairsView:
     def _open_first(self, *_: Any) -> None:
         """A first look at this view shows a pair, not an instruction."""
         if self.state.view == "pairs" and self.state.pair is None:
-            self.state.pair = self._list.at(0)
+            self.state.pair = self._list.listed.at(0)
 
     def _refresh(self, *_: Any) -> None:
-        place, count = self._list.place(self.state.pair), self._list.count
+        place, count = self._list.listed.place(self.state.pair), self._list.listed.count
         with pn.io.hold():
             self._back.disabled = place is None or place == 0
             self._next.disabled = count == 0 or place == count - 1

@@ -89,7 +89,7 @@ def test_a_cell_lists_its_items_and_opens_the_first(reader: RunReader) -> None:
     state, view = view_of(reader, benchmark="rewardbench2", benchmark_cell=CELL)
     assert view._lower.visible
     items = read_items(view._rows[0].result).filter(subset="Safety").sort("margin")
-    assert view._items._found["item_id"].to_list() == items["item_id"].to_list()
+    assert view._items.listed._ids == items["item_id"].to_list()
     assert state.benchmark_item == items["item_id"][0]
     view.step(1)
     assert state.benchmark_item == items["item_id"][1]
@@ -97,7 +97,7 @@ def test_a_cell_lists_its_items_and_opens_the_first(reader: RunReader) -> None:
     view.step(-1)
     assert state.benchmark_item == items["item_id"][0]
     view._items._verdict.value = "right"
-    assert view._items.count == int((items["result"] == 1).sum())
+    assert view._items.listed.count == int((items["result"] == 1).sum())
 
 
 def test_the_waterfall_sums_to_the_rewards_of_the_two_answers(reader: RunReader) -> None:
@@ -167,7 +167,7 @@ def test_rm_bench_lists_comparisons_and_says_which_domain_is_missing(reader: Run
     _, view = view_of(reader, benchmark="rm-bench", benchmark_cell="synthetic/rm-bench:code hard")
     assert "Mean of chat, code, safety" in view._table.object
     assert "No published rows are shown for RM-Bench" in view._table.object
-    assert view._items.count == 4
+    assert view._items.listed.count == 4
     assert "code hard" in view._subsets.object
     assert "<details" in view._subsets.object
     assert " open" in view._subsets.object

@@ -89,7 +89,7 @@ def test_it_opens_with_every_curve_and_a_pair(view: ImpactView, state: AppState)
     assert [point[0] for point in line(view, "set")] == [0.0, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2]
     assert view._curve.now["state"] == "done"
     assert "Flips 3 of 32 training pairs" in view._count.object
-    assert state.pair == view._pairs.at(0)
+    assert state.pair == view._pairs.listed.at(0)
     assert "Flipped: the rejected answer becomes the chosen one" in view._detail._place.object
     assert "pair score" in view._detail._why.object
     assert "head refit, not a" in view._honest.object
@@ -157,19 +157,19 @@ def test_each_strategy_orders_the_pairs_by_its_own_figure(view: ImpactView, stat
         ("random", "Drawn by lot"),
     ):
         state.strategy = strategy
-        state.pair = view._pairs.at(0)
+        state.pair = view._pairs.listed.at(0)
         assert says in view._detail._why.object
         assert {one["key"]: one["main"] for one in view._curve.content["domains"][0]["lines"]}[strategy]
-        firsts.add(tuple(view._pairs.at(i) for i in range(3)))
+        firsts.add(tuple(view._pairs.listed.at(i) for i in range(3)))
     assert len(firsts) == 4
 
 
 def test_the_direction_brings_its_usual_action_and_the_order_turns_round(view: ImpactView, state: AppState) -> None:
     state.strategy = "length"
-    first = view._pairs.at(0)
+    first = view._pairs.listed.at(0)
     view._bar._direction.value = "denoise"
     assert (state.direction, state.action) == ("denoise", "drop")
-    assert view._pairs.at(0) != first
+    assert view._pairs.listed.at(0) != first
     assert "Drops" in view._count.object
     assert [label for _, label, _ in view._bar.export.choices][1] == "Edited data (Parquet)"
     view._bar._action.value = "flip"
@@ -177,7 +177,7 @@ def test_the_direction_brings_its_usual_action_and_the_order_turns_round(view: I
 
 
 def test_stepping_goes_through_the_pairs_the_plan_changes(view: ImpactView, state: AppState) -> None:
-    ids = [view._pairs.at(i) for i in range(view._pairs.count)]
+    ids = [view._pairs.listed.at(i) for i in range(view._pairs.listed.count)]
     view.step(-1)
     assert state.pair == ids[0]
     for expected in ids[1:]:
@@ -246,7 +246,7 @@ def test_exports_carry_their_marker(view: ImpactView, state: AppState) -> None:
     view._bar.export._handle_msg({"form": "exe"})
     plan, parquet, jsonl = made
     facts = json.loads(plan.data)
-    assert [entry["pair_id"] for entry in facts["pairs"]] == [view._pairs.at(i) for i in range(3)]
+    assert [entry["pair_id"] for entry in facts["pairs"]] == [view._pairs.listed.at(i) for i in range(3)]
     assert (facts["direction"], facts["ratio"]) == ("poison", 0.1)
     assert parquet.name.startswith("POISONED-plain-poison-flip-set-10pct-")
     frame = pl.read_parquet(io.BytesIO(parquet.data))

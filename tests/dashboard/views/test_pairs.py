@@ -69,12 +69,12 @@ def test_a_pair_of_the_link_is_kept(reader):
 
 def test_filters_shrink_the_list_and_say_so(view, state):
     state.domain = "chat"
-    assert view._list.count == 15
+    assert view._list.listed.count == 15
     assert set(view._list._table.value["domain"]) == {"chat"}
     assert "15</b> of 60 pairs" in view._list._summary.object
     assert view._list._margin.columns[0]["listed"] != view._list._margin.columns[0]["all"]
     state.clear_pair_filters()
-    assert view._list.count == 60
+    assert view._list.listed.count == 60
 
 
 def test_the_accuracy_is_that_of_the_listed_pairs(view, state, reader):
@@ -99,14 +99,14 @@ def test_nothing_found_is_a_state_of_its_own(view, state):
 def test_steps_follow_the_order_of_the_list(view, state):
     state.pair_sort = "-margin"
     view.step(1)
-    margins = view._list._found["margin"].to_list()
+    margins = view._list._table.value["margin"].tolist()
     assert margins[0] == max(margin for margin in margins if margin is not None)
-    first = view._list.at(0)
+    first = view._list.listed.at(0)
     state.pair = first
     view.step(-1)
     assert state.pair == first
     view.step(1)
-    assert state.pair == view._list.at(1)
+    assert state.pair == view._list.listed.at(1)
     state.pair_search = "no such words"
     view.step(1)
     assert state.pair is not None
@@ -114,8 +114,8 @@ def test_steps_follow_the_order_of_the_list(view, state):
 
 def test_a_click_on_a_row_opens_its_pair(view, state):
     state.domain = "howto"
-    view._list._clicked(SimpleNamespace(row=2))
-    assert state.pair == view._list.at(2) == "pair-011"
+    view._list.listed._clicked(SimpleNamespace(row=2))
+    assert state.pair == view._list.listed.at(2) == "pair-011"
 
 
 def test_tokens_by_total_sum_to_the_reward(view, state, reader):
