@@ -8,10 +8,12 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
 import polars as pl
+import psutil
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
@@ -235,7 +237,11 @@ def test_a_slow_point_says_so_and_a_crash_is_said_with_a_way_out(
 
 def test_a_worker_that_died_while_idle_is_started_again_and_that_is_said(open_page: OpenPage, server: str) -> None:
     page = open_impact(open_page)
-    os.kill(worker_of(server), signal.SIGKILL)
+    process = worker_of(server)
+    os.kill(process, signal.SIGKILL)
+    with suppress(psutil.NoSuchProcess):  # it ends a moment after the signal
+        while psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+            page.wait_for_timeout(10)
     slider(page).focus()
     page.keyboard.press("ArrowLeft")
     expect(point(page, "0.049")).to_be_visible()
