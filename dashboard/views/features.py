@@ -75,7 +75,7 @@ class FeaturesView(pn.viewable.Viewer):
         self._rows = FeatureRows(self._table, on_pick=self._pick, on_sort=self._sort)
         self._ranges = RangeFilters(self._table, on_range=state.set_range, sizing_mode="stretch_width", margin=(0, 10))
         self._count = self._pane(sizing_mode="stretch_width", margin=(2, 10))
-        self._map = FeatureMap(self._table, self._reader.clusters, on_feature=self._pick, on_lasso=self._lasso)
+        self._map = FeatureMap(self._table, self._reader.clusters, on_feature=self._pick, on_region=self._lasso)
         self._colour = pmui.Select.from_param(
             state.param.map_colour,
             label="Dots coloured by",
@@ -158,7 +158,7 @@ class FeaturesView(pn.viewable.Viewer):
         }
         self._ranges.refresh(listed, state.ranges)
         self._map.set_listed(keep)
-        self._map.set_lasso(state.lasso)
+        self._map.set_region(state.lasso)
         if state.search != self._search.value:
             self._search.param.update(value=state.search)
         self._cluster.value = self._cluster_value()

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from core.store.reader import RunReader
-from dashboard.parts.feature_map import LASSO_POINTS, MOST_MARKS, FeatureMap, geometry_polygon, simplified, uncrowded
+from dashboard.parts.cloud_figure import REGION_POINTS, geometry_polygon, simplified
+from dashboard.parts.feature_map import MOST_MARKS, FeatureMap, uncrowded
 from dashboard.parts.map_image import cluster_colours, draw, hex_colours, png_url, weight_colours
 
 
@@ -72,7 +73,7 @@ def test_the_picture_is_a_small_png_with_the_same_dots() -> None:
 def test_a_lasso_is_short_enough_for_a_link(points: list[tuple[float, float]]) -> None:
     xs, ys = ([point[axis] for point in points] for axis in (0, 1))
     polygon = simplified(list(xs), list(ys))
-    assert 3 <= len(polygon) <= LASSO_POINTS
+    assert 3 <= len(polygon) <= REGION_POINTS
     assert polygon[0] == pytest.approx(points[0], rel=1e-3, abs=1e-300)
 
 
@@ -125,7 +126,7 @@ def test_a_click_opens_the_nearest_listed_feature_and_a_far_one_nothing(plain: R
 def test_a_drawn_region_is_passed_on_when_it_is_finished(plain: RunReader) -> None:
     view, _, regions = make(plain)
     geometry = {"type": "rect", "x0": 0.0, "x1": 1.0, "y0": 0.0, "y1": 1.0}
-    view._geometry(SelectionGeometry(view.figure, geometry=geometry, final=False))
+    view._drawn(SelectionGeometry(view.figure, geometry=geometry, final=False))
     assert regions == []
-    view._geometry(SelectionGeometry(view.figure, geometry=geometry, final=True))
+    view._drawn(SelectionGeometry(view.figure, geometry=geometry, final=True))
     assert regions == [((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))]

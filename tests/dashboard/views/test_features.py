@@ -116,7 +116,7 @@ def test_a_region_of_the_map_selects_rows_and_is_drawn(view: FeaturesView, state
     state.lasso = ((-100.0, -100.0), (0.0, -100.0), (0.0, 100.0), (-100.0, 100.0))
     x = plain.features.column("x")
     assert sorted(shown(view)) == np.flatnonzero(x <= 0).tolist()
-    assert len(view._map._region.data["x"]) == 4
+    assert len(view._map.region.data["x"]) == 4
 
 
 def test_widgets_follow_the_state(view: FeaturesView, state: AppState) -> None:
