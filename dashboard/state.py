@@ -363,6 +363,8 @@ def from_query(query: str) -> tuple[dict[str, Any], list[str]]:
         sentence for each part that could not be used.
     """
     given = dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True))
+    if given.get("theme") == "dark":  # Panel's own word for it, which it follows whether we do or not
+        given.setdefault("dark", "1")
     values, problems = {}, []
     for name, url in URL.items():
         values[name] = AppState.param[name].default

@@ -113,9 +113,11 @@ def test_keys_do_what_the_sheet_says(at: Path) -> None:
     assert "reveal" not in app.bridge.search
 
 
-def test_the_theme_is_one_value_for_page_map_and_link(at: Path) -> None:
-    app = App("?run=plain&dark=1")
+@pytest.mark.parametrize("query", ["?run=plain&dark=1", "?run=plain&theme=dark"])
+def test_the_theme_is_one_value_for_page_map_and_link(at: Path, query: str) -> None:
+    app = App(query)
     assert app.page.dark_theme
+    assert app.bridge.search == "?run=plain&dark=1"
     app.page.dark_theme = False
     assert not app.state.dark
     assert not app.bridge.dark
