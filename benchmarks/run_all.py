@@ -1,7 +1,7 @@
 """Every benchmark that needs nothing but the package: `make bench`. On two idle cores it takes about half an hour.
 
-Those that need real preference pairs, a finished run or another library say so in their own first lines: extraction, sae_training,
-head_accuracy, safer, preview_vs_retrained, causal.
+Those that need real preference pairs, text, a finished run or another library say so in their own first lines: extraction, sae_training,
+pretraining, head_accuracy, safer, preview_vs_retrained, causal, sarm_ablation, embedded_benchmarks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ BENCHMARKS: tuple[tuple[str, ...], ...] = (
     ("steering",),
     ("steering_specificity", "demo"),
     ("dashboard",),
+    ("steering_browser",),
 )
 
 
