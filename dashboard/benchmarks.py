@@ -35,6 +35,9 @@ LIVE = "steered-now"
 KEPT = 6
 """Opened results held in memory."""
 
+WITHOUT_FEATURES = {"classifier": "ordinary reward model", "armorm": "objectives with a gate"}
+"""Kinds of models whose rewards are no sums over features, in words."""
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -199,6 +202,6 @@ def variant(result: BenchmarkResult) -> str:
         parts.append(f"steered, {n} feature{'' if n == 1 else 's'}")
     if head := changed.get("head"):
         parts.append(f"head {head['file']}")
-    if result.facts["model"]["kind"] == "classifier":
-        parts.append("ordinary reward model")
+    if words := WITHOUT_FEATURES.get(result.facts["model"]["kind"]):
+        parts.append(words)
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""What gives a benchmark's rewards: a run's model, a SARM folder or an ordinary reward model, and the head that is used."""
+"""What gives a benchmark's rewards: a run's model, a folder (SARM, ArmoRM, an ordinary reward model), and the head used."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import ConfigError, ModelError
+from core.models.armorm import ObjectiveModel, is_armorm, load_objectives
 from core.models.backbone import load_backbone
 from core.models.classifier import Classifier, load_classifier
 from core.models.head_file import load_head
@@ -29,18 +30,18 @@ class BenchmarkModel:
     """What gives the rewards.
 
     Attributes:
-        facts: name, kind ('head', 'sarm' or 'classifier'), hashes, dtype, layer, pooling, max_length, latents.
-        scorer: features and the head on them; None for an ordinary reward model alone.
-        classifier: the ordinary reward model whose own rewards count; None where the head is the model.
+        facts: name, kind ('head', 'sarm', 'classifier' or 'armorm'), hashes, dtype, layer, pooling, max_length, latents.
+        scorer: features and the head on them; None for a reward model without features.
+        own: the reward model whose own rewards count; None where the head on features is the model.
     """
 
     facts: dict[str, Any]
     scorer: FeatureScorer | None
-    classifier: Classifier | None
+    own: Classifier | ObjectiveModel | None
 
     @property
     def identity(self) -> list[Any]:
-        """What the activations and a classifier's rewards depend on (the head's weights are applied afterwards)."""
+        """What the activations and a model's own rewards depend on (the head's weights are applied afterwards)."""
         names = ("kind", "weights_sha256", "sae_sha256", "layer", "dtype", "pooling", "max_length")
         return [SCORING, *(self.facts.get(name) for name in names)]
 
@@ -74,10 +75,10 @@ def open_run(run: Path, device: str = "auto") -> BenchmarkModel:
 
 
 def open_folder(folder: Path, *, dtype: str = "float32", device: str = "auto") -> BenchmarkModel:
-    """A checkpoint folder: a SARM one, or an ordinary reward model (sequence classification with one output).
+    """A checkpoint folder: SARM, ArmoRM-style, or an ordinary reward model (sequence classification with one output).
 
     Raises:
-        ModelError: it is neither, or cannot be loaded.
+        ModelError: it is none of them, or cannot be loaded.
     """
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no model folder (it has no config.json); give one that save_pretrained wrote.")
@@ -88,9 +89,11 @@ def open_folder(folder: Path, *, dtype: str = "float32", device: str = "auto") -
     facts: dict[str, Any] = {"name": folder.resolve().name, "weights_sha256": weights_sha256(folder), "dtype": dtype}
     if kind == MODEL_TYPE:
         return _with_features({**facts, "kind": "sarm"}, load_model_scorer(folder, dtype=dtype, device=device), None)
-    classifier = load_classifier(folder, dtype=dtype, device=device)
-    facts |= {"kind": "classifier", "max_length": classifier.backbone.context_length, "latents": 0}
-    return BenchmarkModel(facts, None, classifier)
+    gated = is_armorm(folder)
+    own = (load_objectives if gated else load_classifier)(folder, dtype=dtype, device=device)
+    kind = "armorm" if gated else "classifier"
+    facts |= {"kind": kind, "max_length": own.backbone.context_length, "latents": 0}
+    return BenchmarkModel(facts, None, own)
 
 
 def with_features_of(model: BenchmarkModel, run: Path) -> BenchmarkModel:
@@ -135,7 +138,7 @@ def chosen_weights(model: BenchmarkModel, steering: Path | None, head: Path | No
         ConfigError: the model's reward does not come from a head on features.
         DataError, ModelError: a file is of another SAE, or cannot be read.
     """
-    if (steering or head) and (model.scorer is None or model.classifier is not None):
+    if (steering or head) and (model.scorer is None or model.own is not None):
         raise ConfigError("This reward model does not read features, so no steering or head on them can change it.")
     if model.scorer is None:
         return None

@@ -111,10 +111,9 @@ def _part(model: BenchmarkModel, groups: Sequence[Sequence[Answer]]) -> dict[str
         }
         made["lengths"] = np.array([len(found[at][0]) for at in ids], np.int64)
         made["features"], made["values"] = (np.concatenate([found[at][which] for at in ids]) for which in (0, 1))
-    if model.classifier is not None:
+    if model.own is not None:
         budget = model.scorer.tokens_per_batch if model.scorer else 2048
-        sequences = [[answer.encoded.ids for answer in group] for group in groups]
-        made["rewards"] = model.classifier.rewards(sequences, budget)
+        made["rewards"] = model.own.answer_rewards([[answer.encoded for answer in group] for group in groups], budget)
     return made
 
 
@@ -169,7 +168,7 @@ def evaluate(
         weights: from `chosen_weights`; None = the model's own rewards.
     """
     folder = result_folder(runs, run_id, benchmark.benchmark, tag)
-    tokenizer = (model.scorer or model.classifier).backbone.tokenizer  # type: ignore[union-attr]
+    tokenizer = (model.scorer or model.own).backbone.tokenizer  # type: ignore[union-attr]
     conversations = [(item.messages, item.answers) for item in benchmark.items]
     unique = unique_answers(tokenizer, conversations, int(model.facts["max_length"]))
     key = fingerprint(model.identity, _tokens_hash(unique))

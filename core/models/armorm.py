@@ -136,13 +136,27 @@ class ObjectiveModel:
             if not answer.strip():
                 raise DataError(f"Answer {number} is empty; there is nothing to score.")
         encoded = encode_pair(self.backbone.tokenizer, messages, answers, max_length=self.backbone.context_length)
-        ends = [end_of_prompt(answer) for answer in encoded]
-        states = dict(self.backbone.states_of_groups([[answer.ids for answer in encoded]], max_tokens=2048))
-        scored = []
-        for index, (text, end) in enumerate(zip(answers, ends, strict=True)):
-            of_prompt, of_answer = (states[index][place].cpu().double().numpy() for place in (end, -1))
-            scored.append(self.heads.score(text, of_prompt, of_answer))
-        return scored
+        return self._scores([encoded], answers, 2048)
+
+    def answer_rewards(self, groups: Sequence[Sequence[EncodedAnswer]], tokens_per_batch: int = 2048) -> np.ndarray:
+        """Rewards of answers in the order given over all groups (those of a group share a prompt): float64 [n].
+
+        Raises:
+            ModelError: the chat template ends no turn before the answer.
+        """
+        scored = self._scores(groups, [""] * sum(map(len, groups)), tokens_per_batch)
+        return np.array([one.reward for one in scored], np.float64)
+
+    def _scores(
+        self, groups: Sequence[Sequence[EncodedAnswer]], texts: Sequence[str], tokens_per_batch: int
+    ) -> list[ObjectiveScore]:
+        ends = [end_of_prompt(answer) for group in groups for answer in group]
+        sequences = ([answer.ids for answer in group] for group in groups)
+        scored: dict[int, ObjectiveScore] = {}
+        for index, states in self.backbone.states_of_groups(sequences, tokens_per_batch):
+            of_prompt, of_answer = (states[place].cpu().double().numpy() for place in (ends[index], -1))
+            scored[index] = self.heads.score(texts[index], of_prompt, of_answer)
+        return [scored[index] for index in range(len(ends))]
 
 
 def end_of_prompt(answer: EncodedAnswer) -> int:

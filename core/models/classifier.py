@@ -97,6 +97,10 @@ class Classifier:
         found = [self.head.rewards(state) for _, state in self.final_states(groups, tokens_per_batch)]
         return np.array(found, dtype=np.float64)
 
+    def answer_rewards(self, groups: Sequence[Sequence[EncodedAnswer]], tokens_per_batch: int = 2048) -> np.ndarray:
+        """Rewards of answers in the order given over all groups (those of a group share a prompt): float64 [n]."""
+        return self.rewards([[answer.ids for answer in group] for group in groups], tokens_per_batch)
+
 
 def load_classifier(path: Path, *, dtype: str = "bfloat16", device: str = "auto") -> Classifier:
     """Loads a sequence-classification checkpoint with one output.

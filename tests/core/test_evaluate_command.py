@@ -22,6 +22,7 @@ from core.evaluate.items import BenchmarkItems, Item, read_items
 from core.evaluate.run_benchmark import evaluate
 from core.evaluate.score_items import benchmark_figures, cell_items
 from core.features.extract import storable
+from core.models.classifier import Classifier
 from core.progress import Silent
 from core.rewards.score import FeatureScorer, load_scorer
 from core.store.benchmarks import (
@@ -36,6 +37,7 @@ from core.store.benchmarks import (
 )
 from core.store.manifest import read_manifest
 from tests.core.models.architectures import save_model
+from tests.core.models.test_armorm import armorm_checkpoint, plain
 from tests.tiny_run import write_config
 
 runner = CliRunner()
@@ -267,19 +269,34 @@ def test_an_ordinary_reward_model_is_scored_by_its_own_head(rb2: Path, tmp_path:
     assert result.run_id.startswith("model-")
     assert not result.has_features
     model = open_folder(folder)
-    assert model.classifier is not None
+    assert isinstance(model.own, Classifier)
     items, stored = read_items("rewardbench2", str(rb2)).items, stored_items(result)
     for item, rewards in list(zip(items, stored["rewards"].to_list(), strict=True))[:6]:
         for position, reward in enumerate(rewards):
-            (one,) = encode_pair(
-                model.classifier.backbone.tokenizer, item.messages, [item.answers[position]], max_length=128
-            )
-            assert reward == pytest.approx(float(model.classifier.rewards([[one.ids]])[0]), abs=1e-5)
+            (one,) = encode_pair(model.own.backbone.tokenizer, item.messages, [item.answers[position]], max_length=128)
+            assert reward == pytest.approx(float(model.own.rewards([[one.ids]])[0]), abs=1e-5)
     refused = runner.invoke(
         app, ["evaluate", "rewardbench2", "--model", str(folder), "--data", str(rb2), "--head", str(rb2)]
     )
     assert refused.exit_code == 2
     assert "does not read features" in refused.stderr
+
+
+def test_a_model_of_gated_objectives_is_scored_by_its_published_formula(rb2: Path, tmp_path: Path) -> None:
+    folder = armorm_checkpoint(tmp_path)
+    arguments = ["--model", str(folder), "--data", str(rb2), "--runs", str(tmp_path), "--json"]
+    called = runner.invoke(app, ["evaluate", "rewardbench2", *arguments])
+    assert called.exit_code == 0, called.output
+    (result,) = read_benchmarks(tmp_path)
+    assert (result.facts["model"]["kind"], result.has_features) == ("armorm", False)
+    model = open_folder(folder)
+    assert model.own is not None
+    items, stored = read_items("rewardbench2", str(rb2)).items, stored_items(result)
+    for item, rewards in list(zip(items, stored["rewards"].to_list(), strict=True))[:4]:
+        encoded = encode_pair(model.own.backbone.tokenizer, item.messages, item.answers, max_length=128)
+        expected = [plain(folder, list(one.ids))[0] for one in encoded]
+        assert rewards == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert np.ptp(expected) > 1e-3
 
 
 def save_classifier(folder: Path) -> Path:
