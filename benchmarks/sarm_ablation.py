@@ -19,6 +19,7 @@ import polars as pl
 import yaml
 
 from benchmarks.markers import put_between
+from core.models.sarm_file import FACTS
 from core.rewards.accuracy import cluster_bootstrap
 from core.rewards.train_sarm import HELD_OUT
 
@@ -36,8 +37,8 @@ def run_arms(config: dict[str, Any], data: Path, out: Path) -> dict[str, dict[st
     """Trains and measures every arm; what each is made of is written beside it.
 
     Returns:
-        by arm: `sae` (its row of the pretraining table, None for the plain head), `training` (facts), and by benchmark the
-        figures of `evaluate`.
+        by arm: `sae` (its row of the pretraining table, None for the plain head), `trained` (facts by training), `chosen` (the
+        training with the best accuracy on held-back training prompts), and by benchmark the figures of `evaluate` for it.
     """
     out.mkdir(parents=True, exist_ok=True)
     saes = {**config["saes"], "texts": [str(data / text) for text in config["saes"]["texts"]]}
@@ -45,32 +46,44 @@ def run_arms(config: dict[str, Any], data: Path, out: Path) -> dict[str, dict[st
     table = {row["name"]: row for row in rewardscope("pretrain", "saes.yaml", folder=out)["entries"]}
     results: dict[str, dict[str, Any]] = {}
     for name, changes in config["arms"].items():
-        kept = out / f"{name}.json"
+        sae = table.get(name)
+        trained = {
+            how: _trained(config, f"{name}-{how}", {**changes, **settings}, sae, data, out)
+            for how, settings in config["trainings"].items()
+        }
+        chosen = max(trained, key=lambda how: float(trained[how]["best_accuracy"]))
+        kept = out / f"{name}-{chosen}.figures.json"
         if not kept.is_file():
-            kept.write_text(json.dumps(_arm(config, name, changes, table.get(name), data, out), indent=2))
-        results[name] = json.loads(kept.read_text())
+            kept.write_text(json.dumps(_figures(config, f"{name}-{chosen}", data, out), indent=2))
+        results[name] = {"sae": sae, "trained": trained, "chosen": chosen, **json.loads(kept.read_text())}
     return results
 
 
-def _arm(
+def _trained(
     config: dict[str, Any], name: str, changes: dict[str, Any], sae: dict[str, Any] | None, data: Path, out: Path
 ) -> dict[str, Any]:
-    run = json.loads(json.dumps(config["run"]))
-    run["name"] = name
-    run["pairs"]["source"] = str(data / run["pairs"]["source"])
-    run["reward_model"]["sarm"] |= changes
-    if sae is not None:
-        run["sae"] = {"checkpoint": str((out / sae["file"]).resolve()), "latents": sae["latents"], "k": sae["k"]}
-    write_yaml(out / f"{name}.yaml", run)
-    training = rewardscope("train", f"{name}.yaml", "-o", f"models/{name}", folder=out)
+    if not (out / "models" / name / HELD_OUT).is_file():
+        run = json.loads(json.dumps(config["run"]))
+        run["name"] = name
+        run["pairs"]["source"] = str(data / run["pairs"]["source"])
+        run["reward_model"]["sarm"] |= changes
+        if sae is not None:
+            run["sae"] = {"checkpoint": str((out / sae["file"]).resolve()), "latents": sae["latents"], "k": sae["k"]}
+        write_yaml(out / f"{name}.yaml", run)
+        rewardscope("train", f"{name}.yaml", "-o", f"models/{name}", folder=out)
+    facts: dict[str, Any] = json.loads((out / "models" / name / FACTS).read_text(encoding="utf-8"))
+    return facts
+
+
+def _figures(config: dict[str, Any], name: str, data: Path, out: Path) -> dict[str, Any]:
     figures = {}
     for benchmark, items in config["benchmarks"].items():
         some = ["--limit", str(items["limit"])] if items.get("limit") else []
-        model = ["--model", f"models/{name}", "--dtype", run["model"]["dtype"], "--runs", "."]
+        model = ["--model", f"models/{name}", "--dtype", config["run"]["model"]["dtype"], "--runs", "."]
         figures[benchmark] = rewardscope(
             "evaluate", benchmark, *model, "--data", data / items["data"], *some, folder=out
         )
-    return {"sae": sae, "training": training, **figures}
+    return figures
 
 
 def write_yaml(path: Path, value: dict[str, Any]) -> None:
@@ -87,24 +100,39 @@ def against(arm: pl.DataFrame, plain: pl.DataFrame) -> dict[str, Any]:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def markdown(results: dict[str, dict[str, Any]], margins: dict[str, pl.DataFrame]) -> list[str]:
+def markdown(config: dict[str, Any], results: dict[str, dict[str, Any]], models: Path) -> list[str]:
     """The tables of docs/sarm.md; the first arm is the plain head."""
+
+    def margins(name: str) -> pl.DataFrame:
+        return pl.read_parquet(models / f"{name}-{results[name]['chosen']}" / HELD_OUT)
+
     plain, *_ = results
-    sections = list(dict.fromkeys(row["name"] for result in results.values() for row in _sections(result)))
     lines = [
-        "| head reads | SAE: unexplained | held-out pairs | against the plain head |",
-        "|---|---|---|---|",
+        "| head reads | SAE: unexplained | training | kept step | held-back prompts | held-out pairs | against the plain head |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
-        held = result["training"]["held_out"]
         lost = f"{result['sae']['fvu_normalised']:.3f}" if result["sae"] else "-"
-        beside = "-" if name == plain else _cell(against(margins[name], margins[plain]), "+.3f")
-        lines.append(f"| {name} | {lost} | {_cell({**held, 'value': held['accuracy']})} | {beside} |")
-    held, facts = results[plain]["training"]["held_out"], results[plain]["training"]
+        for how, facts in result["trained"].items():
+            held = _cell({**facts["held_out"], "value": facts["held_out"]["accuracy"]})
+            beside, chosen = "", how == result["chosen"]
+            if chosen:
+                beside = "-" if name == plain else _cell(against(margins(name), margins(plain)), "+.3f")
+            of = f"{facts['best_step']} of {facts['steps']}"
+            told = f"**{how}**" if chosen else how
+            lines.append(f"| {name} | {lost} | {told} | {of} | {facts['best_accuracy']:.3f} | {held} | {beside} |")
+    facts = next(iter(results[plain]["trained"].values()))
+    held = facts["held_out"]
+    ways = "; ".join(
+        f"{how}: {settings['epochs']} epoch{'' if settings['epochs'] == 1 else 's'}, LoRA rate {settings['learning_rate']:g}"
+        for how, settings in config["trainings"].items()
+    )
+    sections = list(dict.fromkeys(row["name"] for result in results.values() for row in _sections(result)))
     lines += [
         "",
         f"Accuracy with 95 % intervals over prompts, n = {held['n']:,} held-out pairs of {held['n_prompts']:,} prompts; "
-        f"{facts['n_pairs']:,} training pairs, {facts['steps']} steps, seed {facts['seed']}, on {facts['device']}.",
+        f"{facts['n_pairs']:,} training pairs, {ways}; seed {facts['seed']}, on {facts['device']}. Bold: the training that the "
+        "held-back prompts chose; the last column and the next table are of these.",
         "",
         f"| head reads | {' | '.join(sections)} |",
         "|---" * (1 + len(sections)) + "|",
@@ -133,8 +161,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
     results = run_arms(config, arguments.data.resolve(), arguments.out)
-    margins = {name: pl.read_parquet(arguments.out / "models" / name / HELD_OUT) for name in results}
-    lines = markdown(results, margins)
+    lines = markdown(config, results, arguments.out / "models")
     print("\n".join(lines))
     if arguments.write:
         put_between(arguments.write, "sarm-ablation", lines)
