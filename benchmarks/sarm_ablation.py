@@ -103,24 +103,26 @@ def against(arm: pl.DataFrame, plain: pl.DataFrame) -> dict[str, Any]:
 def markdown(config: dict[str, Any], results: dict[str, dict[str, Any]], models: Path) -> list[str]:
     """The tables of docs/sarm.md; the first arm is the plain head."""
 
-    def margins(name: str) -> pl.DataFrame:
-        return pl.read_parquet(models / f"{name}-{results[name]['chosen']}" / HELD_OUT)
+    def margins(name: str, how: str) -> pl.DataFrame:
+        return pl.read_parquet(models / f"{name}-{how}" / HELD_OUT)
+
+    def beside(name: str, how: str, plain_how: str) -> str:
+        return "-" if name == plain else _cell(against(margins(name, how), margins(plain, plain_how)), "+.3f")
 
     plain, *_ = results
     lines = [
-        "| head reads | SAE: unexplained | training | kept step | held-back prompts | held-out pairs | against the plain head |",
-        "|---|---|---|---|---|---|---|",
+        "| head reads | SAE: unexplained | training | kept step | held-back prompts | held-out pairs | less the plain head trained alike "
+        "| less the plain head as chosen |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
         lost = f"{result['sae']['fvu_normalised']:.3f}" if result["sae"] else "-"
         for how, facts in result["trained"].items():
             held = _cell({**facts["held_out"], "value": facts["held_out"]["accuracy"]})
-            beside, chosen = "", how == result["chosen"]
-            if chosen:
-                beside = "-" if name == plain else _cell(against(margins(name), margins(plain)), "+.3f")
-            of = f"{facts['best_step']} of {facts['steps']}"
-            told = f"**{how}**" if chosen else how
-            lines.append(f"| {name} | {lost} | {told} | {of} | {facts['best_accuracy']:.3f} | {held} | {beside} |")
+            chosen = how == result["chosen"]
+            of, told = f"{facts['best_step']} of {facts['steps']}", f"**{how}**" if chosen else how
+            differs = f"{beside(name, how, how)} | {beside(name, how, results[plain]['chosen']) if chosen else ''}"
+            lines.append(f"| {name} | {lost} | {told} | {of} | {facts['best_accuracy']:.3f} | {held} | {differs} |")
     facts = next(iter(results[plain]["trained"].values()))
     held = facts["held_out"]
     ways = "; ".join(
@@ -132,7 +134,7 @@ def markdown(config: dict[str, Any], results: dict[str, dict[str, Any]], models:
         "",
         f"Accuracy with 95 % intervals over prompts, n = {held['n']:,} held-out pairs of {held['n_prompts']:,} prompts; "
         f"{facts['n_pairs']:,} training pairs, {ways}; seed {facts['seed']}, on {facts['device']}. Bold: the training that the "
-        "held-back prompts chose; the last column and the next table are of these.",
+        "held-back prompts chose; the next table is of these. Differences are paired, pair by pair.",
         "",
         f"| head reads | {' | '.join(sections)} |",
         "|---" * (1 + len(sections)) + "|",
