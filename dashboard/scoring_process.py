@@ -192,12 +192,13 @@ def _check_there(run: Path) -> str:
     model = manifest.model
     name, layer = str(model["name"]), model["layer"]
     source = "wheel" if manifest.config.get("model", {}).get("weights") == "wheel" else None
+    local = Path(name).expanduser().is_dir()
     there = (
         bool(model.get("checkpoint"))
-        or Path(name).expanduser().is_dir()
+        or local
         or any(one.name == name and source in (None, one.source) for one in cached_models())
     )
     if not there:
         get = "rewardscope doctor --fetch" if name == EMBEDDED_MODEL else f"hf download {name}"
         raise ModelError(f"The model of this run, {name}, is not on this machine; `{get}` fetches it.")
-    return f"{name}, layer {layer}"
+    return f"{Path(name).name if local else name}, layer {layer}"  # where folders lie is nothing for visitors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def test_the_model_is_read_step_by_step_and_scores_as_the_command_line_does(shar
     held = shared.state(run).held
     assert held is not None
     assert (held.runs, held.limit) == ((run,), LIMIT)
+    assert re.fullmatch(r"[\w.-]+, layer \d+", held.about)  # the folder's name, not where it lies
     assert held.seconds > 0
 
     answers = ["w10 w11 w12 w13", "w20 w21 <img src=x onerror=alert(1)> w9", "w10"]
