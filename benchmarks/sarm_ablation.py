@@ -3,6 +3,7 @@ drawn at random, trained on tokens, and trained on sentence ends. Held-out accur
 
     python -m benchmarks.sarm_ablation benchmarks/configs/sarm_ablation.yaml --data ../shared/data --out ablation
 
+sarm_ablation_8b.yaml is the same at the paper's size, for a CUDA machine with the Hub at hand.
 Every step is the command a user would give (`pretrain`, `train`, `evaluate`); what is finished is not done again.
 """
 
@@ -41,8 +42,7 @@ def run_arms(config: dict[str, Any], data: Path, out: Path) -> dict[str, dict[st
         training with the best accuracy on held-back training prompts), and by benchmark the figures of `evaluate` for it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    saes = {**config["saes"], "texts": [str(data / text) for text in config["saes"]["texts"]]}
-    write_yaml(out / "saes.yaml", saes)
+    write_yaml(out / "saes.yaml", {**config["saes"], "texts": [local(data, text) for text in config["saes"]["texts"]]})
     table = {row["name"]: row for row in rewardscope("pretrain", "saes.yaml", folder=out)["entries"]}
     results: dict[str, dict[str, Any]] = {}
     for name, changes in config["arms"].items():
@@ -59,17 +59,29 @@ def run_arms(config: dict[str, Any], data: Path, out: Path) -> dict[str, dict[st
     return results
 
 
+def arm_run(
+    config: dict[str, Any], name: str, changes: dict[str, Any], sae: dict[str, Any] | None, data: Path, out: Path
+) -> dict[str, Any]:
+    """The configuration that `rewardscope train` gets for an arm; `changes` are of reward_model.sarm."""
+    run: dict[str, Any] = json.loads(json.dumps(config["run"]))
+    run["name"] = name
+    run["pairs"]["source"] = local(data, run["pairs"]["source"])
+    run["reward_model"]["sarm"] |= changes
+    if sae is not None:
+        run["sae"] = {"checkpoint": str((out / sae["file"]).resolve()), "latents": sae["latents"], "k": sae["k"]}
+    return run
+
+
+def local(data: Path, name: str) -> str:
+    """A file of the data folder, or else a dataset's name on the Hub."""
+    return str(data / name) if (data / name).exists() else name
+
+
 def _trained(
     config: dict[str, Any], name: str, changes: dict[str, Any], sae: dict[str, Any] | None, data: Path, out: Path
 ) -> dict[str, Any]:
     if not (out / "models" / name / HELD_OUT).is_file():
-        run = json.loads(json.dumps(config["run"]))
-        run["name"] = name
-        run["pairs"]["source"] = str(data / run["pairs"]["source"])
-        run["reward_model"]["sarm"] |= changes
-        if sae is not None:
-            run["sae"] = {"checkpoint": str((out / sae["file"]).resolve()), "latents": sae["latents"], "k": sae["k"]}
-        write_yaml(out / f"{name}.yaml", run)
+        write_yaml(out / f"{name}.yaml", arm_run(config, name, changes, sae, data, out))
         rewardscope("train", f"{name}.yaml", "-o", f"models/{name}", folder=out)
     facts: dict[str, Any] = json.loads((out / "models" / name / FACTS).read_text(encoding="utf-8"))
     return facts
@@ -79,6 +91,7 @@ def _figures(config: dict[str, Any], name: str, data: Path, out: Path) -> dict[s
     figures = {}
     for benchmark, items in config["benchmarks"].items():
         some = ["--limit", str(items["limit"])] if items.get("limit") else []
+        some += ["--data", local(data, items["data"])] if items.get("data") else []
         model = ["--model", f"models/{name}", "--dtype", config["run"]["model"]["dtype"], "--runs", "."]
         figures[benchmark] = rewardscope(
             "evaluate", benchmark, *model, "--data", data / items["data"], *some, folder=out
