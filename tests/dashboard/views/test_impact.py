@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -359,11 +360,18 @@ def test_rejected_answers_are_blurred_until_they_are_asked_for(view: ImpactView,
 
 
 def test_answers_wait_until_the_browser_has_the_page(view: ImpactView) -> None:
+    def ended(call: object) -> None:
+        raise RuntimeError("the document is gone")
+
     seen: list[str] = []
-    view._deliver._early = []
-    view._deliver._receive(lambda: seen.append("early"))
+    deliver = view._deliver
+    deliver._early, deliver._document = [], SimpleNamespace(add_next_tick_callback=lambda call: call())
+    deliver._receive(lambda: seen.append("early"))
     assert seen == []
-    view._deliver._on_load()
+    deliver._on_load()
     assert seen == ["early"]
-    view._deliver._receive(lambda: seen.append("later"))
+    deliver._receive(lambda: seen.append("later"))
+    assert seen == ["early", "later"]
+    deliver._document.add_next_tick_callback = ended
+    deliver._receive(lambda: seen.append("too late"))
     assert seen == ["early", "later"]
