@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
@@ -57,6 +56,15 @@ def worker_of(server: str) -> int:
     ]
     assert len(found) == 1, found
     return found[0]
+
+
+def ended(process: int) -> bool:
+    """Whether a process that was killed is gone, its last thread included: a moment after the signal."""
+    try:
+        threads = list(Path(f"/proc/{process}/task").iterdir())
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE and len(threads) <= 1
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return True
 
 
 @pytest.fixture
@@ -239,9 +247,8 @@ def test_a_worker_that_died_while_idle_is_started_again_and_that_is_said(open_pa
     page = open_impact(open_page)
     process = worker_of(server)
     os.kill(process, signal.SIGKILL)
-    with suppress(psutil.NoSuchProcess):  # it ends a moment after the signal
-        while psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
-            page.wait_for_timeout(10)
+    while not ended(process):
+        page.wait_for_timeout(10)
     slider(page).focus()
     page.keyboard.press("ArrowLeft")
     expect(point(page, "0.049")).to_be_visible()
