@@ -74,9 +74,10 @@ export function render({ model }) {
   })
 
   // A link that is clicked before the address has followed a move waits until it has, so that the move goes with it.
-  let followed = null
+  let followed = null, patience = null
   const follow = () => {
     const link = followed
+    clearTimeout(patience)
     followed = null
     rested = model.settled // also where the answer never came
     link?.click()
@@ -89,7 +90,7 @@ export function render({ model }) {
     event.preventDefault()
     event.stopImmediatePropagation()
     if (resting !== null) { clearTimeout(resting); rest() }
-    if (followed === null) setTimeout(follow, PATIENCE)
+    if (followed === null) patience = setTimeout(follow, PATIENCE)
     followed = link
   }
   document.addEventListener("click", hold_link, true)
